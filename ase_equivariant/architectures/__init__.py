@@ -1,0 +1,34 @@
+"""The architectures: functions of edge vectors and species to node energies, and nothing else.
+
+Each is a final `torch.nn.Module` built from one frozen dataclass, its `Config`. `forward` takes
+
+    vectors [n_edges, 3] Å from sender to receiver, species [n_nodes], senders [n_edges], receivers [n_edges]
+
+and returns node energies [n_nodes, n_heads]. To add one: its file, a line below, and a tiny config in tests/tiny.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+
+from ase_equivariant.architectures.mace import MACE
+
+ARCHITECTURES: dict[str, type[torch.nn.Module]] = {"mace": MACE}
+
+
+def build(name: str, config: dict, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """Make an architecture from its registered name and the fields of its config, with seeded random weights."""
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {name!r}: known are {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
+    known = [f.name for f in fields(architecture.Config)]
+    unknown = sorted(set(config) - set(known))
+    if unknown:
+        raise ValueError(f"unknown {name} config key(s) {', '.join(unknown)}: allowed are {', '.join(known)}")
+    try:
+        settings = architecture.Config(**config)
+    except TypeError as error:
+        raise ValueError(f"{name} config: {error}") from error
+    return architecture(settings, seed=seed).to(dtype)

@@ -1,0 +1,102 @@
+"""The symmetric contraction: products of up to ν factors A, coupled to the wanted irreps, channel by channel.
+
+    m_i,k LM = Σ_ν Σ_η W^ν_z,k,η Σ_monomials 𝒞^ν_ηM,monomial (A_i,k · … · A_i,k)        (MACE eqs. 10 and 11)
+
+The factors are all the same A, so every coupling is a polynomial with few distinct monomials: 94 for L = 0, l_max 3, ν 3,
+where the dense coupling tensor has 16³. They are built by successive products and meet 𝒞 in one matrix product.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from ase_equivariant.nn.coupling import symmetric_products
+from ase_equivariant.nn.linear import normal_parameter
+
+
+class SymmetricContraction(torch.nn.Module):
+    """Products of A blocks l = 0 … l_max (parity (-1)^l, equal channels) → blocks of irreps_out, per species."""
+
+    def __init__(
+        self, l_max: int, irreps_out: o3.Irreps, correlation: int, num_species: int, generator: torch.Generator
+    ):
+        super().__init__()
+        self.outputs = torch.nn.ModuleList(
+            _Output(l_max, ir.l, channels, correlation, num_species, generator) for channels, ir in irreps_out
+        )
+
+    def forward(self, blocks: list[Tensor], species: Tensor) -> list[Tensor]:
+        factors = torch.cat(blocks, 1)  # [n_nodes, (l_max+1)², channels]
+        out: list[Tensor] = []
+        for output in self.outputs:
+            out.append(output(factors, species))
+        return out
+
+
+class _Output(torch.nn.Module):
+    """All products that couple to one irrep L, summed over the orders 1 … ν."""
+
+    def __init__(
+        self, l_max: int, ell: int, channels: int, correlation: int, num_species: int, generator: torch.Generator
+    ):
+        super().__init__()
+        couplings = [symmetric_products(l_max, nu, ell) for nu in range(1, correlation + 1)]
+        components = [(i,) for i in range((l_max + 1) ** 2)]
+        tables = [set(monomials) for monomials, _ in couplings]
+        for nu in range(correlation - 1, 0, -1):
+            tables[nu - 1] |= {monomial[:-1] for monomial in tables[nu]}  # what a longer product is built from
+        ordered = [components] + [sorted(table) for table in tables[1:]]
+        self.orders = torch.nn.ModuleList(
+            _Order(ordered[max(nu - 1, 0)], ordered[nu], *couplings[nu], channels, num_species, generator)
+            for nu in range(correlation)
+        )
+
+    def forward(self, factors: Tensor, species: Tensor) -> Tensor:
+        products = factors
+        out = torch.zeros(0)
+        for nu, order in enumerate(self.orders):
+            if nu == 0:
+                out = order(products, species)
+            else:
+                products = order.extend(products, factors)
+                out = out + order(products, species)
+        return out
+
+
+class _Order(torch.nn.Module):
+    """The products of one order ν: their table, and the weighted couplings they enter."""
+
+    def __init__(
+        self,
+        shorter: list[tuple[int, ...]],
+        table: list[tuple[int, ...]],
+        monomials: list[tuple[int, ...]],
+        coefficients: np.ndarray,
+        channels: int,
+        num_species: int,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        row = {monomial: i for i, monomial in enumerate(shorter)}
+        self.register_buffer("parents", torch.tensor([row.get(m[:-1], 0) for m in table]), persistent=False)
+        self.register_buffer("lasts", torch.tensor([m[-1] for m in table]), persistent=False)
+        column = {monomial: i for i, monomial in enumerate(table)}
+        self.num_products, self.dim = coefficients.shape[:2]
+        dense = torch.zeros(self.num_products, self.dim, len(table), dtype=torch.float64)
+        dense[:, :, [column[m] for m in monomials]] = torch.from_numpy(coefficients)
+        self.register_buffer("coefficients", dense.flatten(0, 1), persistent=False)
+        self.weight = normal_parameter((num_species, self.num_products, channels), generator)
+        self.norm = 1.0 / max(self.num_products, 1)
+
+    @torch.jit.export
+    def extend(self, products: Tensor, factors: Tensor) -> Tensor:
+        """Products with one more factor each."""
+        return products.index_select(1, self.parents) * factors.index_select(1, self.lasts)
+
+    def forward(self, products: Tensor, species: Tensor) -> Tensor:
+        coupled = torch.matmul(self.coefficients, products).unflatten(1, (self.num_products, self.dim))
+        weight = (self.weight * self.norm).index_select(0, species)
+        return (coupled * weight.unsqueeze(2)).sum(1)

@@ -1,0 +1,59 @@
+"""Radial functions: Bessel basis, smooth envelope, and the multilayer perceptron that turns them into path weights.
+
+    e_n(r) = √(2/r_c) sin(nπr/r_c)/r · f(r/r_c)                       (DimeNet eqs. 7 and 8; NequIP eq. 6)
+    R_k,path(r) = MLP(e_1(r) … e_N(r))                                (no bias, so R vanishes smoothly at r_c)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ase_equivariant.nn.linear import Dense
+
+# makes the variance of SiLU(x) one for a normal x: 1/√∫ SiLU(x)² φ(x) dx
+SILU_GAIN = 1.6765324703310907
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU with unit second moment for normal input."""
+    return torch.nn.functional.silu(x) * 1.6765324703310907
+
+
+class RadialBasis(torch.nn.Module):
+    """Bessel functions times the polynomial envelope, `lengths [n] Å → [n, num_bessel]`; zero beyond the cutoff."""
+
+    def __init__(self, cutoff: float, num_bessel: int, envelope_power: int):
+        super().__init__()
+        self.cutoff = cutoff
+        self.power = envelope_power
+        frequencies = math.pi / cutoff * torch.arange(1, num_bessel + 1, dtype=torch.float64)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        bessel = math.sqrt(2.0 / self.cutoff) * torch.sin(lengths.unsqueeze(-1) * self.frequencies)
+        return bessel * (self.envelope(lengths) / lengths).unsqueeze(-1)
+
+    @torch.jit.export
+    def envelope(self, lengths: Tensor) -> Tensor:
+        """f(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), two zero derivatives at x = 1."""
+        p = float(self.power)
+        x = lengths / self.cutoff
+        tail = (p + 1.0) * (p + 2.0) / 2.0 - x * (p * (p + 2.0)) + x * x * (p * (p + 1.0) / 2.0)
+        return (1.0 - x.pow(self.power) * tail) * (x < 1.0)
+
+
+class RadialMLP(torch.nn.Module):
+    """Multilayer perceptron without bias, `[n, widths[0]] → [n, widths[-1]]`, SiLU between layers."""
+
+    def __init__(self, widths: Sequence[int], generator: torch.Generator):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Dense(a, b, generator) for a, b in zip(widths[:-1], widths[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(silu(x) if i > 0 else x)
+        return x

@@ -1,0 +1,89 @@
+"""Potential: an architecture with its reference energies and its scale and shift.
+
+    E_i = E0[h, z_i] + scale[h, z_i] · ε_i[h] + shift[h, z_i]
+
+with ε_i the architecture's node energy, z_i the atom's species and h the head. The sum is float64 whatever the network's
+precision: E0 is thousands of eV, forces live in the last digits of ε.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Potential(torch.nn.Module):
+    """An interatomic potential: edge vectors in, energy of each atom out.
+
+    Parameters
+    ----------
+    architecture : an instance of a class in `ARCHITECTURES`
+    atomic_numbers : sorted Z of the species the model knows; `species` indexes this tuple
+    atomic_energies, scale, shift : [n_heads, n_species] eV, dimensionless, eV
+    heads : names of the heads
+    metadata : what a model file says about itself (see `checkpoint`)
+    """
+
+    __jit_unused_properties__ = ["metadata", "cutoff", "dtype"]
+
+    def __init__(
+        self,
+        architecture: torch.nn.Module,
+        *,
+        atomic_numbers: Sequence[int],
+        atomic_energies: Sequence[Sequence[float]],
+        scale: Sequence[Sequence[float]],
+        shift: Sequence[Sequence[float]],
+        heads: Sequence[str] = ("default",),
+        metadata: dict | None = None,
+    ):
+        super().__init__()
+        self.architecture = architecture
+        self.atomic_numbers = [int(z) for z in atomic_numbers]
+        self.heads = list(heads)
+        self._metadata = metadata or {}
+        shape = (len(self.heads), len(self.atomic_numbers))
+        for name, values in {"atomic_energies": atomic_energies, "scale": scale, "shift": shift}.items():
+            table = torch.as_tensor(values, dtype=torch.float64)
+            if table.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(table.shape)}; it must be (heads, species) = {shape}")
+            self.register_buffer(name, table)
+
+    @property
+    def metadata(self) -> dict:
+        return self._metadata
+
+    @property
+    def cutoff(self) -> float:
+        return self.architecture.config.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network; geometry and energy sums are always float64."""
+        return next(self.architecture.parameters()).dtype
+
+    @torch.jit.unused
+    def astype(self, dtype: torch.dtype) -> Potential:
+        """A copy whose network has this precision, its constants derived anew; reference energies stay float64."""
+        architecture = type(self.architecture)(self.architecture.config)
+        architecture.load_state_dict(self.architecture.state_dict())
+        return Potential(
+            architecture.to(dtype),
+            atomic_numbers=self.atomic_numbers,
+            atomic_energies=self.atomic_energies,
+            scale=self.scale,
+            shift=self.shift,
+            heads=self.heads,
+            metadata=self.metadata,
+        ).to(self.scale.device)
+
+    def forward(self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor, heads: Tensor) -> Tensor:
+        """Energy of each atom, float64 [n_nodes] eV.
+
+        `vectors` [n_edges, 3] Å float64, `species` [n_nodes], `senders` and `receivers` [n_edges], `heads` [n_nodes].
+        """
+        outputs = self.architecture(vectors, species, senders, receivers)  # [n_nodes, n_heads]
+        node_energies = outputs.gather(1, heads.unsqueeze(1)).squeeze(1).to(torch.float64)
+        return self.atomic_energies[heads, species] + self.scale[heads, species] * node_energies + self.shift[heads, species]

@@ -1,0 +1,41 @@
+"""Tiny models with random weights, one per architecture: every physics test runs on each of them."""
+
+from __future__ import annotations
+
+import torch
+
+from ase_equivariant.architectures import build
+from ase_equivariant.potential import Potential
+
+TINY = {
+    "mace": {
+        "cutoff": 4.0,
+        "avg_num_neighbors": 12.0,
+        "num_bessel": 6,
+        "radial_mlp": (16, 16),
+        "l_max": 2,
+        "hidden_irreps": "6x0e+6x1o",
+        "correlation": 3,
+    },
+}
+
+
+def tiny_potential(
+    architecture: str = "mace",
+    atomic_numbers: tuple[int, ...] = (1, 6, 8, 14, 29),
+    dtype: torch.dtype = torch.float64,
+    heads: tuple[str, ...] = ("default",),
+    **config,
+) -> Potential:
+    """A potential with random weights, random E0s of some eV, and forces of some eV/Å."""
+    settings = {**TINY[architecture], "num_species": len(atomic_numbers), "num_heads": len(heads), **config}
+    generator = torch.Generator().manual_seed(1)
+    table = torch.rand((3, len(heads), len(atomic_numbers)), generator=generator, dtype=torch.float64)
+    return Potential(
+        build(architecture, settings, seed=3, dtype=dtype),
+        atomic_numbers=atomic_numbers,
+        atomic_energies=-5 * table[0],
+        scale=0.5 + table[1],
+        shift=table[2] - 0.5,
+        heads=heads,
+    )
