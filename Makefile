@@ -1,0 +1,21 @@
+# `make demo`, `make test`, `make lint`: each makes .venv with the tested versions once, and reuses it.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint
+
+demo: $(READY)  ## relax a crystal and drive NVT and NPT with the shipped model
+	$(VENV)/bin/python examples/demo.py $(ARGS)
+
+test: $(READY)  ## the whole test suite; one test: make test ARGS="-k neighbours"
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --constraint constraints.txt --editable ".[train,test,lint]"
+	touch $@
