@@ -1,0 +1,223 @@
+"""Where ASE speaks: `Atoms` in, results in eV, Å and Voigt order out. First and last stop of a force call."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import (
+    CalculationFailed,
+    Calculator,
+    CalculatorSetupError,
+    InputError,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from ase.cell import Cell
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_equivariant import inference
+from ase_equivariant.checkpoint import choose_head, from_bytes, read_file, to_bytes, verify_golden
+from ase_equivariant.derivatives import Prediction
+from ase_equivariant.graph import Graph, from_atoms
+from ase_equivariant.neighbors import VerletList
+from ase_equivariant.potential import Potential
+from ase_equivariant.zoo import available_models, resolve
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+TOLERANCES = {  # of the golden structures: eV/atom, eV/Å, eV/Å³
+    "float32": {"energy": 1e-4, "forces": 2e-3, "stress": 2e-4},
+    "float64": {"energy": 1e-8, "forces": 1e-6, "stress": 1e-7},
+}
+
+
+class EquivariantCalculator(Calculator):
+    """ASE calculator of an equivariant potential.
+
+    Parameters
+    ----------
+    model : name of a shipped model, path of a model file, or a `Potential` (which is copied)
+    device : "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:0", "cuda:1", …
+    dtype : "float32" or "float64", precision of the network; geometry and energy sums are always float64
+    backend : "auto", or one of `inference.BACKENDS`; kept for the calculator's life
+    head : name of the head that answers; the file's default one by default
+
+    Attributes
+    ----------
+    calls : number of model calls so far
+    extras : after a call for forces or stress: "strain_gradient", dE/dε [3, 3] eV
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+    ignored_changes = {"initial_charges", "initial_magmoms"}
+    nolabel = True
+
+    def __init__(
+        self,
+        model: str | os.PathLike | Potential,
+        device: str = "auto",
+        dtype: str = "float32",
+        backend: str = "auto",
+        head: str | None = None,
+    ):
+        super().__init__()
+        _require("dtype", dtype, DTYPES)
+        _require("backend", backend, ("auto", *inference.BACKENDS))
+        self._device = _find_device(device)
+        self._options = {"device": device, "dtype": dtype, "backend": backend, "head": head}
+        self._model, potential, sha256 = _find_model(model)
+        self._head = choose_head(potential, head)
+        self.potential = potential.astype(DTYPES[dtype]).to(self._device).eval().requires_grad_(False)
+        name, self._backend = _start_backend(self.potential, self._device, dtype, backend)
+        self._neighbors = VerletList(potential.cutoff)
+        self.calls = 0
+        self.extras: dict[str, Any] = {}
+        self.parameters.update(  # what Trajectory and ase.db write: strings only
+            model=self._model or str(potential.metadata.get("name", "unnamed potential")),
+            sha256=sha256,
+            device=str(self._device),
+            dtype=dtype,
+            backend=name,
+            head=self._head,
+        )
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """One model call: energies alone, or everything at once when forces or stress are asked for."""
+        super().calculate(atoms, properties, system_changes)
+        if system_changes:
+            self.results, self.extras = {}, {}
+        if self.atoms is None:
+            raise InputError("there are no atoms to calculate; give some")
+        has_volume = _has_volume(self.atoms.cell)
+        if "stress" in properties and not has_volume:
+            raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")
+        potential = self.potential
+        head = potential.heads.index(self._head)
+        graph = from_atoms(self.atoms, potential.atomic_numbers, potential.cutoff, self._neighbors, head)
+        forces = "forces" in properties or "stress" in properties
+        prediction = self._predict(graph, forces)
+        energy = float(prediction.energy[0])
+        results = {"energy": energy, "free_energy": energy, "energies": _array(prediction.node_energies)}
+        if forces:
+            results["forces"] = _array(prediction.forces)
+            self.extras = {"strain_gradient": _array(prediction.strain_gradient[0])}
+        if forces and has_volume:
+            stress = full_3x3_to_voigt_6_stress(self.extras["strain_gradient"] / self.atoms.cell.volume)
+            results["stress"] = np.ascontiguousarray(stress)
+        bad = [name for name, value in results.items() if not np.isfinite(value).all()]
+        if bad:
+            raise CalculationFailed(
+                f"the model gives NaN or infinite {', '.join(bad)} for {self.atoms.get_chemical_formula()}; "
+                "look for atoms that are much too close"
+            )
+        self.results = results
+
+    def _predict(self, graph: Graph, forces: bool) -> Prediction:
+        self.calls += 1
+        try:
+            return self._backend(graph, forces)
+        except (RuntimeError, MemoryError) as error:
+            text = str(error).lower()
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in text and "alloc" in text:
+                raise CalculationFailed(
+                    f"out of memory on {self._device} with {graph.n_nodes} atoms and {graph.n_edges} edges; use "
+                    "fewer atoms, dtype='float32', or a device with more memory"
+                ) from error
+            raise
+
+    def set(self, **kwargs) -> dict:
+        """Refused: a calculator keeps its model, device, dtype, backend and head for its life."""
+        if kwargs:
+            raise InputError(f"cannot change {', '.join(kwargs)} of a calculator; make a new EquivariantCalculator")
+        return {}
+
+    def __deepcopy__(self, memo: dict) -> EquivariantCalculator:
+        """A calculator of its own that shares the weights, which never change."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        shared = ("potential", "_backend")
+        twin.__dict__ = {k: v if k in shared else copy.deepcopy(v, memo) for k, v in self.__dict__.items()}
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A file's name and sha256, or a potential as the bytes of our own file; no tensors, no code."""
+        state = {name: getattr(self, name) for name in ("atoms", "results", "extras", "calls")}
+        return {
+            "model": self._model or to_bytes(self.potential),
+            "sha256": self.parameters["sha256"],
+            "options": self._options,
+            "state": state,
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        model = saved["model"]
+        self.__init__(from_bytes(model) if isinstance(model, bytes) else model, **saved["options"])
+        if self.parameters["sha256"] != saved["sha256"]:
+            raise InputError(f"the model file {model} has changed since this calculator was pickled")
+        self.__dict__.update(saved["state"])
+
+
+def _find_model(model: str | os.PathLike | Potential) -> tuple[str | None, Potential, str | None]:
+    """Name or absolute path (None for a Potential), a potential of the calculator's own, and the file's sha256."""
+    if isinstance(model, Potential):
+        return None, copy.deepcopy(model), None
+    path = resolve(model)
+    data = read_file(path)
+    name = model if model in available_models() else str(path.resolve())
+    return name, from_bytes(data, str(path)), hashlib.sha256(data).hexdigest()
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    allowed = ["auto", "cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
+    _require("device", name, allowed, " on this machine")
+    return torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+
+
+def _start_backend(potential: Potential, device: torch.device, dtype: str, backend: str):
+    """Name and callable of the backend asked for, or of the fastest that reproduces the golden structures."""
+    names = inference.FASTEST_FIRST[device.type] if backend == "auto" else (backend,)
+    for name in names[:-1]:
+        try:
+            return name, _start_verified(name, potential, device, dtype)
+        except CalculatorSetupError as error:
+            warnings.warn(f"{error}; another backend is used instead", stacklevel=4)
+    return names[-1], _start_verified(names[-1], potential, device, dtype)
+
+
+def _start_verified(name: str, potential: Potential, device: torch.device, dtype: str):
+    backend = inference.start(name, potential, device)
+    errors = verify_golden(potential, backend)
+    wrong = [key for key, error in errors.items() if not error <= TOLERANCES[dtype][key]]
+    if wrong:
+        found = ", ".join(f"{key} {errors[key]:.2e} (allowed {TOLERANCES[dtype][key]:.0e})" for key in wrong)
+        raise CalculatorSetupError(
+            f"backend {name!r} on {device} in {dtype} does not reproduce the model's golden results: errors in {found}"
+        )
+    return backend
+
+
+def _require(what: str, value: str, allowed, where: str = "") -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise InputError(f"{what} {value!r} is not available{where}; choose one of {', '.join(allowed)}")
+
+
+def _has_volume(cell: Cell) -> bool:
+    return cell.rank == 3 and cell.volume > 1e-12 * np.prod(cell.lengths())
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values.detach().cpu().numpy(), dtype=np.float64)

@@ -1,0 +1,286 @@
+"""One safe file per model: safetensors, with everything else in one JSON header.
+
+The tensors are the architecture's weights in their own precision; reference energies, scale and shift stand in the
+header as exact JSON doubles. Nothing in a file is ever executed: no pickle, no class names, only a registry key and
+numbers. A checksum over header and tensors tells a damaged file from a good one.
+
+A file can carry *golden structures*: energy, forces and stress of a few structures, computed in float64 when it was
+made, so that each load on each machine can prove itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+from ase import Atoms
+from ase.calculators.calculator import InputError
+from ase.stress import full_3x3_to_voigt_6_stress
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ase_equivariant.architectures import ARCHITECTURES, build
+from ase_equivariant.derivatives import Prediction, predict
+from ase_equivariant.graph import Graph, from_atoms
+from ase_equivariant.potential import Potential
+from ase_equivariant.zoo import resolve
+
+FORMAT_VERSION = 1
+KEY = "ase_equivariant"  # the one entry of the safetensors metadata
+TABLES = ("atomic_energies", "scale", "shift")
+STRUCTURE = ("format_version", "architecture", "config", "atomic_numbers", "heads", *TABLES, "checksum")
+MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
+
+
+def save_potential(potential: Potential, path: str | os.PathLike) -> None:
+    """Write a potential to one file, or leave what was there untouched.
+
+    `potential.metadata` goes into the header and must be JSON-able.
+    """
+    data = to_bytes(potential)
+    path = Path(path).resolve()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_potential(path_or_name: str | os.PathLike) -> Potential:
+    """Read a potential from a file, or a shipped one by its name; in eval mode, in the precision it was saved in."""
+    path = resolve(path_or_name)
+    return from_bytes(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:
+    """What a model file says about itself, without loading its tensors."""
+    path = resolve(path_or_name)
+    try:
+        with open(path, "rb") as file:
+            return _read_header(file, path.stat().st_size, str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def to_bytes(potential: Potential) -> bytes:
+    """The content of a model file; equal potentials give equal bytes."""
+    tensors = {name: value.detach().cpu().clone() for name, value in potential.architecture.state_dict().items()}
+    names = {cls: name for name, cls in ARCHITECTURES.items()}
+    if type(potential.architecture) not in names:
+        raise InputError(f"cannot save {type(potential.architecture).__name__}; known are {_listed(ARCHITECTURES)}")
+    clash = sorted(set(potential.metadata) & set(STRUCTURE))
+    if clash:
+        raise InputError(f"metadata cannot hold {_listed(clash)}: the file keeps this itself")
+    header = {
+        "format_version": FORMAT_VERSION,
+        "architecture": names[type(potential.architecture)],
+        "config": asdict(potential.architecture.config),
+        "atomic_numbers": potential.atomic_numbers,
+        "heads": potential.heads,
+        **{name: getattr(potential, name).tolist() for name in TABLES},
+        "default_head": potential.heads[0] if len(potential.heads) == 1 else None,
+        **potential.metadata,
+    }
+    try:
+        header = json.loads(json.dumps(header, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the header must consist of finite numbers, strings, lists and dicts: {error}") from error
+    header["checksum"] = _checksum(header, tensors)
+    return safetensors.torch.save(tensors, {KEY: json.dumps(header)})
+
+
+def from_bytes(data: bytes, source: str = "model data") -> Potential:
+    """The potential in the content of a model file; `source` names it in errors."""
+    header = _read_header(BytesIO(data), len(data), source)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{source} is damaged: {error}") from error
+    if header["checksum"] != _checksum(header, tensors):
+        raise InputError(f"{source} is damaged: its checksum does not match its content; get the file again")
+    return _assemble(header, tensors, source)
+
+
+def _read_header(file: BinaryIO, size: int, source: str) -> dict[str, Any]:
+    start = file.read(9)  # length of the outer header, and its first character
+    if start[8:] != b"{":
+        raise InputError(f"{source} {_foreign(start)}")
+    length = int.from_bytes(start[:8], "little")
+    if length > min(size - 8, MAX_HEADER):
+        raise InputError(f"{source} is truncated or damaged: its header is not complete")
+    try:
+        outer = json.loads(start[8:] + file.read(length - 1))
+        text = outer.pop("__metadata__", {}).get(KEY)
+        header = None if text is None else json.loads(text)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in outer.values()), default=0)
+        complete = size == end
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise InputError(f"{source} is damaged: its header cannot be read") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{source} is a safetensors file, but not of ase-equivariant: it has no {KEY!r} header")
+    if not complete:
+        raise InputError(f"{source} is truncated or damaged: it has {size} bytes instead of {end}")
+    _check_header(header, source)
+    return header
+
+
+def _foreign(start: bytes) -> str:
+    """What a file is that does not begin as a safetensors file does."""
+    if not start:
+        return "is empty"
+    for magic, kind in {b"PK\x03\x04": "a zip archive as PyTorch writes it", b"\x80": "a Python pickle"}.items():
+        if start.startswith(magic):
+            return (
+                f"is {kind}; opening such a file can run code, so this package does not unpickle it: "
+                "give a .safetensors file (readers for the files of other packages are to come)"
+            )
+    return "is not a safetensors file, or it is damaged"
+
+
+def _check_header(header: dict[str, Any], source: str) -> None:
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"{source} has format_version {version!r}; this version reads {FORMAT_VERSION}")
+    missing = [key for key in STRUCTURE if key not in header]
+    if missing:
+        raise InputError(f"{source} is damaged: its header lacks {_listed(missing)}")
+    if header["architecture"] not in list(ARCHITECTURES):
+        raise InputError(f"{source} has architecture {header['architecture']!r}; known are {_listed(ARCHITECTURES)}")
+
+
+def _assemble(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -> Potential:
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        raise InputError(f"{source} has weights of {_listed(dtypes)}; all must be float32 or all float64")
+    try:
+        architecture = build(header["architecture"], header["config"]).to(dtypes.pop())
+        potential = Potential(
+            architecture,
+            **{key: header[key] for key in ("atomic_numbers", "heads", *TABLES)},
+            metadata={key: value for key, value in header.items() if key not in STRUCTURE},
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{source} does not describe a model that can be built: {error}") from error
+    numbers, config = potential.atomic_numbers, architecture.config
+    if (config.num_species, config.num_heads) != (len(numbers), len(potential.heads)):
+        raise InputError(f"the config of {source} does not fit its atomic_numbers {numbers} or heads {potential.heads}")
+    if numbers != sorted(set(numbers)) or not all(0 < z < 119 for z in numbers):
+        raise InputError(f"{source} has atomic_numbers {numbers}; they must be sorted, unique and in 1..118")
+    _check_tensors(architecture.state_dict(), tensors, source)
+    architecture.load_state_dict(tensors)
+    return potential.eval()
+
+
+def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:
+    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    faults += [f"{name} is not part of the model" for name in found.keys() - expected.keys()]
+    faults += [
+        f"{name} is {found[name].dtype} {list(found[name].shape)} instead of {value.dtype} {list(value.shape)}"
+        for name, value in expected.items()
+        if name in found and (found[name].shape, found[name].dtype) != (value.shape, value.dtype)
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(f"the tensors of {source} do not fit its config: {'; '.join(sorted(faults)[:3])}{more}")
+
+
+def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    rest = {key: value for key, value in header.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _listed(names) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def choose_head(potential: Potential, head: str | None) -> str:
+    """The head called `head`, or the file's default one."""
+    heads = potential.heads
+    chosen = head
+    if head is None:
+        chosen = heads[0] if len(heads) == 1 else potential.metadata.get("default_head")
+    if chosen in heads:
+        return chosen
+    given = f"unknown head {chosen!r}" if chosen is not None else "this model has several heads and no default"
+    raise InputError(f"{given}; choose one of {_listed(heads)}")
+
+
+def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    """Reference results in float64 for `metadata["golden"]`: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt)."""
+    exact = copy.deepcopy(potential).cpu().astype(torch.float64).eval()
+    head = choose_head(potential, None)
+    records = []
+    for atoms in structures:
+        graph = from_atoms(atoms, exact.atomic_numbers, exact.cutoff, head=exact.heads.index(head))
+        records.append(
+            {
+                "numbers": atoms.numbers.tolist(),
+                "positions": atoms.positions.tolist(),
+                "cell": atoms.cell.tolist(),
+                "pbc": atoms.pbc.tolist(),
+                "head": head,
+                **{name: value.tolist() for name, value in _results(predict(exact, graph), atoms).items()},
+            }
+        )
+    return records
+
+
+def verify_golden(
+    potential: Potential, evaluate: Callable[[Graph, bool], Prediction] | None = None
+) -> dict[str, float]:
+    """Largest errors on the golden structures: energy (eV/atom), forces (eV/Å), stress (eV/Å³); empty without any.
+
+    `evaluate(graph, forces)` is the backend to verify; the potential itself by default.
+    """
+    evaluate = evaluate or (lambda graph, forces: predict(potential, graph, forces))
+    errors: dict[str, list[float]] = {}
+    try:
+        for record in potential.metadata.get("golden", []):
+            atoms = Atoms(**{key: record[key] for key in ("numbers", "positions", "cell", "pbc")})
+            head = potential.heads.index(record["head"])
+            graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff, head=head)
+            for name, value in _results(evaluate(graph, True), atoms).items():
+                per = len(atoms) if name == "energy" else 1
+                errors.setdefault(name, []).append(np.abs(value - np.array(record[name])).max() / per)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the golden structures of this model are malformed: {error!r}") from error
+    return {name: float(np.max(values)) for name, values in errors.items()}  # np.max keeps NaN
+
+
+def _results(prediction: Prediction, atoms: Atoms) -> dict[str, np.ndarray]:
+    results = {
+        "energy": prediction.energy[0].cpu().numpy(),
+        "forces": prediction.forces.cpu().numpy(),
+    }
+    if atoms.cell.rank == 3:
+        strain_gradient = prediction.strain_gradient[0].cpu().numpy()
+        results["stress"] = full_3x3_to_voigt_6_stress(strain_gradient / atoms.cell.volume)
+    return results

@@ -1,0 +1,53 @@
+"""Shipped models: from a name to the file that holds it."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from ase.calculators.calculator import InputError
+
+PACKAGE = Path(__file__).parent
+# inside the package in a wheel, beside it in the source tree and in an editable install
+MODELS = next((p for p in (PACKAGE / "models", PACKAGE.parent / "models") if p.is_dir()), PACKAGE / "models")
+SUFFIX = ".safetensors"
+
+
+def available_models() -> list[str]:
+    """Names of the models shipped with this package, sorted; all of them work offline."""
+    return sorted(path.stem for path in MODELS.glob(f"*{SUFFIX}"))
+
+
+def resolve(name_or_path: str | os.PathLike) -> Path:
+    """The file that belongs to the name of a shipped model, or to a path.
+
+    A shipped name wins over a file of the same name; write `./name` for the file.
+    """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise InputError(f"a model is given by its name or by the path of its file, not by {name_or_path!r}")
+    names = available_models()
+    if name_or_path in names:
+        return MODELS / f"{name_or_path}{SUFFIX}"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; give a model file or one of the shipped models: {_listed(names)}")
+    if path.suffix or len(path.parts) > 1:
+        raise InputError(f"there is no model file {path}{_closest_file(path)}")
+    close = get_close_matches(str(path), names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise InputError(f"unknown model {str(path)!r}{hint} (shipped: {_listed(names)}; or give the path of a file)")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _closest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f": {path.parent} is not a directory"
+    files = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    close = get_close_matches(path.name, files, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
