@@ -1,0 +1,194 @@
+"""Structures with labels: read, checked, turned into graphs once, drawn in a reproducible order.
+
+Labels that a structure does not have get weight zero. Everything stays in memory; a batch is a concatenation of graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import InputError
+from ase.stress import voigt_6_to_full_3x3_stress
+from torch import Tensor
+
+from ase_equivariant.graph import Graph, concatenate, from_atoms
+from ase_equivariant.training.config import Keys, LossConfig
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One labelled structure; `system` names its chemical elements, such as "Cu-Ni"."""
+
+    atoms: Atoms
+    source: str
+    system: str
+    energy: float | None
+    forces: np.ndarray | None  # [n_atoms, 3] eV/Å
+    stress: np.ndarray | None  # [3, 3] eV/Å³
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Graphs with their labels; all float64. A weight of zero says that the label is missing."""
+
+    graph: Graph
+    n_atoms: Tensor  # [n_graphs]
+    volume: Tensor  # [n_graphs] Å^3, 1 where there is none
+    energy: Tensor  # [n_graphs] eV
+    energy_weights: Tensor  # [n_graphs]
+    forces: Tensor  # [n_nodes, 3] eV/Å
+    forces_weights: Tensor  # [n_nodes]
+    stress: Tensor  # [n_graphs, 3, 3] eV/Å^3
+    stress_weights: Tensor  # [n_graphs]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def read_structures(paths: Sequence[Path], keys: Keys, loss: LossConfig) -> list[Structure]:
+    """Read and check labelled structures; every label with a weight in the loss must be there (a stress in one structure)."""
+    structures = []
+    for path in paths:
+        try:
+            frames = ase.io.read(path, index=":")
+        except Exception as error:  # ASE's readers raise whatever their parsing raises
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise InputError(f"cannot read structures from {path}: {reason}") from None
+        if not frames:
+            raise InputError(f"{path} holds no structures")
+        structures += [read_labels(atoms, keys, loss, f"{path}, frame {i}") for i, atoms in enumerate(frames)]
+    return structures
+
+
+def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Structure:
+    """Check one structure and its labels."""
+    n = len(atoms)
+    energy = find_label(atoms, "energy", keys.energy, [()], loss.energy > 0, source)
+    forces = find_label(atoms, "forces", keys.forces, [(n, 3)], loss.forces > 0, source)
+    stress = find_label(atoms, "stress", keys.stress, [(6,), (3, 3), (9,)], False, source)
+    if stress is not None:
+        if atoms.cell.rank < 3:
+            raise InputError(f"{source}: {keys.stress!r} needs a three-dimensional cell; remove it or set data.keys.stress to null")
+        stress = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
+    system = "-".join(sorted(set(atoms.get_chemical_symbols())))
+    return Structure(atoms, source, system, None if energy is None else float(energy), forces, stress)
+
+
+def find_label(
+    atoms: Atoms, quantity: str, key: str | None, shapes: list[tuple], required: bool, source: str
+) -> np.ndarray | None:
+    """A label by its key, from the calculator's results, `info` or `arrays`; None where there is none and none is required."""
+    results = atoms.calc.results if atoms.calc is not None else {}
+    places = [place for place in (results, atoms.info, atoms.arrays) if key in place]
+    if not places:
+        if not required:
+            return None
+        found = sorted({*results, *atoms.info, *atoms.arrays} - {"numbers", "positions"})
+        raise InputError(f"{source}: no {quantity} under the key {key!r}; it has {', '.join(found) or 'no labels'} (data.keys.{quantity})")
+    try:
+        value = np.asarray(places[0][key], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{source}: {key!r} is {places[0][key]!r}, not numbers") from None
+    if value.shape not in shapes:
+        allowed = " or ".join(str(shape) for shape in shapes)
+        raise InputError(f"{source}: {key!r} has shape {value.shape}; it must be {allowed}")
+    if not np.isfinite(value).all():
+        raise InputError(f"{source}: {key!r} holds NaN or infinity; remove the structure or repair it")
+    return value
+
+
+def make_batch(structure: Structure, atomic_numbers: Sequence[int], cutoff: float) -> Batch:
+    """A structure as a batch of one, with its neighbour list."""
+    atoms = structure.atoms
+    try:
+        graph = from_atoms(atoms, atomic_numbers, cutoff)
+    except InputError as error:
+        raise InputError(f"{structure.source}: {error}") from None
+
+    def tensor(value: object, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64) if value is None else torch.tensor(value, dtype=torch.float64).reshape(shape)
+
+    def weights(value: object, n: int) -> Tensor:
+        return torch.full((n,), float(value is not None), dtype=torch.float64)
+
+    return Batch(
+        graph=graph,
+        n_atoms=tensor(len(atoms), (1,)),
+        volume=tensor(atoms.cell.volume if atoms.cell.rank == 3 else 1.0, (1,)),
+        energy=tensor(structure.energy, (1,)),
+        energy_weights=weights(structure.energy, 1),
+        forces=tensor(structure.forces, (len(atoms), 3)),
+        forces_weights=weights(structure.forces, len(atoms)),
+        stress=tensor(structure.stress, (1, 3, 3)),
+        stress_weights=weights(structure.stress, 1),
+    )
+
+
+def collate(batches: list[Batch]) -> Batch:
+    """Join batches into one."""
+    labels = [f.name for f in fields(Batch) if f.name != "graph"]
+    joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in labels}
+    return Batch(graph=concatenate([batch.graph for batch in batches]), **joined)
+
+
+def reweighted(batch: Batch, weight: float) -> Batch:
+    """All weights of a batch multiplied."""
+    return replace(batch, **{f.name: weight * getattr(batch, f.name) for f in fields(Batch) if f.name.endswith("_weights")})
+
+
+def split(structures: list[Structure], fraction: float, seed: int) -> tuple[list[Structure], list[Structure]]:
+    """Set a share of each chemical system aside for validation (at least one where there are two)."""
+    rng = np.random.default_rng(seed)
+    systems = np.array([s.system for s in structures])
+    chosen: set[int] = set()
+    for system in sorted(set(systems)):
+        members = rng.permutation(np.flatnonzero(systems == system))
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen.update(members[:count].tolist())
+    train = [s for i, s in enumerate(structures) if i not in chosen]
+    valid = [structures[i] for i in sorted(chosen)]
+    return train, valid
+
+
+def element_weights(structures: list[Structure]) -> np.ndarray:
+    """Relative probability [n_structures] with which drawing balances the elements.
+
+    The mean over a structure's atoms of 1 / (atoms of that element in the set): when each structure has one element, every
+    element contributes the same expected number of atoms.
+    """
+    counts = np.bincount(np.concatenate([s.atoms.numbers for s in structures]))
+    return np.array([np.mean(1.0 / counts[s.atoms.numbers]) for s in structures])
+
+
+class Draw(torch.utils.data.Sampler):
+    """Indices of one epoch, a function of (seed, epoch) alone, so that a resumed run sees what it would have seen.
+
+    Each structure is drawn its expected number of times, rounded down or up at random; with equal weights and as many draws as
+    structures that is a permutation.
+    """
+
+    def __init__(self, weights: np.ndarray, count: int, seed: int):
+        self.expected = count * np.asarray(weights) / np.sum(weights)
+        self.count = count
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.expected))
+        ticks = rng.random() + np.arange(self.count)
+        places = np.searchsorted(np.cumsum(self.expected[order]), ticks, side="right")
+        drawn = order[places.clip(max=len(order) - 1)]
+        return iter(rng.permutation(drawn).tolist())

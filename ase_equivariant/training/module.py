@@ -1,0 +1,100 @@
+"""The Lightning module: one training step, averaged weights, learning-rate schedule, and all of its state in the checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import lightning
+import torch
+from ase.calculators.calculator import CalculationFailed
+from torch import Tensor
+
+from ase_equivariant.derivatives import predict
+from ase_equivariant.potential import Potential
+from ase_equivariant.training.config import OptimizerConfig
+from ase_equivariant.training.data import Batch
+from ase_equivariant.training.loss import Loss, Residuals, join, residuals
+
+
+class TrainingModule(lightning.LightningModule):
+    """A Potential, its exponential moving average, and how to improve it.
+
+    The average is a second Potential: it is validated and written, travels between devices, and lies in the checkpoint.
+    """
+
+    def __init__(self, potential: Potential, loss: Loss, config: OptimizerConfig, max_epochs: int):
+        super().__init__()
+        self.potential = potential
+        self.average = copy.deepcopy(potential).requires_grad_(False)
+        self.loss = loss
+        self.config = config
+        self.max_epochs = max_epochs
+        self.train_loss = torch.zeros(2, dtype=torch.float64)  # sum and number of steps of this epoch
+        self.validation: Residuals | None = None  # of the last validation
+        self.parts: list[Residuals] = []
+        self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self.plateau_state: dict | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        contraction = [p for name, p in self.potential.named_parameters() if ".contraction" in name]
+        decayed = {id(p) for p in contraction}
+        others = [p for p in self.potential.parameters() if id(p) not in decayed]
+        groups = [{"params": others}, {"params": contraction, "weight_decay": self.config.weight_decay}]
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.Adam(groups, lr=self.config.lr, amsgrad=self.config.amsgrad, fused=True)
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=self.config.patience, factor=self.config.factor
+        )
+        return optimizer
+
+    def on_train_start(self) -> None:
+        if self.plateau_state is not None:
+            self.plateau.load_state_dict(self.plateau_state)
+
+    def on_train_epoch_start(self) -> None:
+        self.train_loss = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.loss(residuals(predict(self.potential, batch.graph, self.loss.needs_gradient, create_graph=True), batch))
+        self.train_loss[0] += loss.detach()
+        self.train_loss[1] += 1
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        """Move the average towards the weights; early in training faster, so that it forgets where it began."""
+        n = self.trainer.global_step
+        decay = min(self.config.ema, (1 + n) / (10 + n))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.potential.parameters()), 1 - decay)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        with torch.enable_grad():  # forces are gradients
+            self.parts.append(residuals(predict(self.average, batch.graph), batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.validation = join(self.parts)
+        self.parts = []
+
+    def schedule(self, valid_loss: float, epochs_done: int) -> None:
+        """Set the learning rate of the next epoch."""
+        if self.config.schedule == "plateau":
+            self.plateau.step(valid_loss)
+            return
+        share = min(epochs_done / self.max_epochs, 1.0)
+        for group in self.optimizers().param_groups:
+            group["lr"] = 0.5 * self.config.lr * (1 + float(torch.cos(torch.tensor(torch.pi * share, dtype=torch.float64))))
+
+    @property
+    def lr(self) -> float:
+        return self.optimizers().param_groups[0]["lr"]
+
+    def check_finite(self, valid_loss: float, epoch: int) -> None:
+        if not torch.isfinite(torch.tensor(valid_loss)):
+            raise CalculationFailed(f"training diverged in epoch {epoch}: the validation loss is {valid_loss}; lower optimizer.lr")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plateau"] = self.plateau.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.plateau_state = checkpoint["plateau"]

@@ -1,0 +1,148 @@
+"""What the user sees and what stays in the output folder: a line per epoch, log.jsonl, last.ckpt and the best model.
+
+After each epoch, in this order: the log, the model file if the epoch was the best, the checkpoint. Each is replaced as a whole, so a
+kill between any two leaves complete files, and the resumed run repeats the epoch and writes the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from ase.calculators.calculator import InputError
+from lightning.fabric.plugins import TorchCheckpointIO
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ase_equivariant.training.module import TrainingModule
+
+COLUMNS = (
+    ("epoch", 6), ("lr", 9), ("train loss", 11), ("valid loss", 11), ("E meV/atom", 11),
+    ("F meV/Å", 9), ("S meV/Å³", 9), ("s/epoch", 8), ("left", 8),
+)  # fmt: skip
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, or leave it as it was."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = f"cannot write {path}: {error.strerror}"
+        raise InputError(f"{reason}; what was there is unchanged, and the same command resumes from it") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints, replaced as a whole and read as tensors, numbers and text only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+    def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class Bookkeeper(lightning.Callback):
+    """Ends each epoch: schedule, log, best model, checkpoint, line on the console.
+
+    Parameters
+    ----------
+    folder : the output folder
+    assess : (module) -> validation loss, {group: errors}
+    write_model : (module, record of the epoch), called after each best epoch
+    identity : what must not change between a run and its resumption, kept in the checkpoint
+    max_minutes : stop after the epoch in which this time, over all resumptions, is spent
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        assess: Callable[[TrainingModule], tuple[float, dict]],
+        write_model: Callable[[TrainingModule, dict], None],
+        identity: dict,
+        max_minutes: float | None,
+        console: Console,
+    ):
+        self.folder = folder
+        self.assess = assess
+        self.write_model = write_model
+        self.identity = identity
+        self.max_minutes = max_minutes
+        self.console = console
+        self.history: list[dict] = []
+        self.best = float("inf")
+        self.bar: Progress | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on finished epochs."""
+        return sum(record["seconds"] for record in self.history)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        self.console.print("".join(f"{title:>{width}}" for title, width in COLUMNS), style="bold", highlight=False, soft_wrap=True)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        self.started = time.perf_counter()
+        columns = (TextColumn("epoch {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(str(trainer.current_epoch), total=trainer.num_training_batches)
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: TrainingModule, *args: Any) -> None:
+        self.bar.advance(self.task)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        self.bar.stop()
+        valid_loss, errors = self.assess(module)
+        epoch = trainer.current_epoch
+        module.check_finite(valid_loss, epoch)
+        record = {"epoch": epoch, "lr": module.lr, "train_loss": (module.train_loss[0] / module.train_loss[1]).item()}
+        record |= {"valid_loss": valid_loss, "best": valid_loss < self.best, "valid": errors}
+        module.schedule(valid_loss, epoch + 1)
+        record["seconds"] = time.perf_counter() - self.started
+        self.history.append(record)
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        write_atomically(self.folder / "log.jsonl", lines.encode())
+        if record["best"]:
+            self.best = valid_loss
+            self.write_model(module, record)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        out_of_time = self.max_minutes is not None and self.seconds >= 60 * self.max_minutes
+        trainer.should_stop = trainer.should_stop or out_of_time
+        self.print_line(record, trainer.max_epochs)
+
+    def print_line(self, record: dict, max_epochs: int) -> None:
+        left = (max_epochs - record["epoch"] - 1) * self.seconds / len(self.history)
+        if self.max_minutes is not None:
+            left = min(left, max(0.0, 60 * self.max_minutes - self.seconds))
+        errors = [record["valid"]["all"].get(f"{name}_rmse") for name in ("energy", "forces", "stress")]
+        cells = [f"{record['epoch']}{'*' if record['best'] else ' '}", f"{record['lr']:.2e}", f"{record['train_loss']:.4g}"]
+        cells += [f"{record['valid_loss']:.4g}", *("–" if e is None else f"{e:.2f}" for e in errors)]
+        cells += [f"{record['seconds']:.1f}", f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"]
+        self.console.print("".join(f"{c:>{width}}" for c, (_, width) in zip(cells, COLUMNS)), highlight=False, soft_wrap=True)
+
+    def on_exception(self, trainer: lightning.Trainer, module: TrainingModule, exception: BaseException) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "best": self.best, "identity": self.identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history, self.best = state["history"], state["best"]
