@@ -9,10 +9,17 @@ Vectors point from sender to receiver and messages are summed at receivers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
+from ase import Atoms
+from ase.calculators.calculator import InputError
+from ase.data import chemical_symbols
 from torch import Tensor
+
+from ase_equivariant.neighbors import COINCIDENT, CoincidentAtomsError, VerletList, neighbor_list
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,9 @@ class Graph:
 
     def vectors(self) -> Tensor:
         """Edge vectors from sender to receiver, [n_edges, 3] Å."""
-        return edge_vectors(self.positions, self.cell[self.batch[self.senders]], self.senders, self.receivers, self.shifts)
+        return edge_vectors(
+            self.positions, self.cell[self.batch[self.senders]], self.senders, self.receivers, self.shifts
+        )
 
 
 def edge_vectors(positions: Tensor, cell: Tensor, senders: Tensor, receivers: Tensor, shifts: Tensor) -> Tensor:
@@ -66,6 +75,95 @@ def concatenate(graphs: list[Graph]) -> Graph:
     for f in fields(Graph):
         parts = [getattr(g, f.name) for g in graphs]
         if f.name in offsets:
-            parts = [part + offset for part, offset in zip(parts, offsets[f.name].tolist())]
+            parts = [part + offset for part, offset in zip(parts, offsets[f.name].tolist(), strict=False)]
         joined[f.name] = torch.cat(parts)
     return Graph(**joined)
+
+
+def from_atoms(
+    atoms: Atoms, atomic_numbers: Sequence[int], cutoff: float, neighbors: VerletList | None = None, head: int = 0
+) -> Graph:
+    """Graph of one structure, on the CPU; `atoms` is read, never modified or aliased.
+
+    Parameters
+    ----------
+    atoms : any cell and pbc; left-handed cells and molecules without a cell are valid
+    atomic_numbers : Z of the species that the model knows
+    cutoff : Å
+    neighbors : list with this cutoff that is reused over the steps of a run; None searches anew
+    head : index of the model's head
+
+    Raises
+    ------
+    InputError
+        Unknown elements, positions or cell not finite, two atoms at one place, a periodic direction without a cell
+        vector, or a singular cell.
+    """
+    positions, cell, pbc = atoms.positions, atoms.cell.array, atoms.pbc
+    species = _species(atoms.numbers, atomic_numbers)
+    _check_geometry(positions, cell, pbc)
+    try:
+        if neighbors is None:
+            senders, receivers, shifts = neighbor_list(positions, cell, pbc, cutoff)
+        elif neighbors.cutoff == cutoff:
+            senders, receivers, shifts = neighbors.update(positions, cell, pbc)
+        else:
+            raise ValueError(f"the neighbour list has cutoff {neighbors.cutoff} Å and the graph needs {cutoff} Å")
+    except CoincidentAtomsError as error:
+        raise InputError(str(error)) from None
+    return Graph(
+        positions=torch.tensor(positions, dtype=torch.float64),
+        cell=torch.tensor(cell, dtype=torch.float64).unsqueeze(0),
+        species=torch.from_numpy(species),
+        senders=torch.from_numpy(senders),
+        receivers=torch.from_numpy(receivers),
+        shifts=torch.from_numpy(shifts.astype(np.float64)),
+        batch=torch.zeros(len(positions), dtype=torch.int64),
+        heads=torch.tensor([head]),
+    )
+
+
+def _species(numbers: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:
+    """Index of each atom's element in `atomic_numbers`, [n_atoms] int64."""
+    table = np.full(max(*atomic_numbers, numbers.max(initial=0), 0) + 1, -1)
+    table[list(atomic_numbers)] = np.arange(len(atomic_numbers))
+    species = table[numbers]
+    if (species < 0).any():
+        unknown = [
+            f"{_symbol(z)} (Z={z}, atoms {_listing(np.flatnonzero(numbers == z))})"
+            for z in np.unique(numbers[species < 0])
+        ]
+        known = ", ".join(_symbol(z) for z in atomic_numbers)
+        raise InputError(f"The model does not know {', '.join(unknown)}; its elements are {known}.")
+    return species
+
+
+def _check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+    """Refuse what has no neighbour list."""
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"Positions must be finite numbers; those of atoms {_listing(np.flatnonzero(~finite))} are not."
+        )
+    if not np.isfinite(cell).all():
+        raise InputError(f"The cell must hold finite numbers; it is {cell.tolist()}.")
+    lengths = np.linalg.norm(cell, axis=1)
+    if (pbc & (lengths < COINCIDENT)).any():
+        axes = ", ".join("abc"[axis] for axis in np.flatnonzero(pbc & (lengths < COINCIDENT)))
+        raise InputError(
+            f"pbc is {pbc.tolist()} but there is no cell vector {axes}; set it, or set pbc to False there."
+        )
+    directions = cell[pbc] / lengths[pbc, None]
+    if np.linalg.det(directions @ directions.T) < 1e-12:  # the squared volume of the unit vectors
+        raise InputError(
+            f"The periodic cell vectors {cell[pbc].tolist()} are linearly dependent; give a cell with a volume."
+        )
+
+
+def _symbol(number: int) -> str:
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else "X"
+
+
+def _listing(indices: np.ndarray, shown: int = 8) -> str:
+    rest = f" and {len(indices) - shown} more" if len(indices) > shown else ""
+    return ", ".join(map(str, indices[:shown])) + rest

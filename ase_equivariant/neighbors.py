@@ -1,0 +1,160 @@
+"""Neighbour lists: which atoms see each other within the cutoff, through which lattice vectors.
+
+Edges follow the convention of `graph`: the vector of an edge points from sender to receiver,
+
+    vector = positions[receiver] - positions[sender] + shift @ cell
+
+and edges are sorted by (receiver, sender, shift), so that the same structure always gives the same list bit for bit.
+vesin finds the pairs; `VerletList` keeps them over many steps and is exact at each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import vesin
+
+COINCIDENT = 1e-3  # Å; atoms closer than this are at one place
+_ROUNDING = 1e-6  # Å; vesin may round differently than `_squared_lengths`, which decides
+
+
+class CoincidentAtomsError(ValueError):
+    """Two atoms, or an atom and a periodic image, are at one place."""
+
+
+def neighbor_list(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All edges shorter than the cutoff, of any cell and any mix of periodic directions.
+
+    Parameters
+    ----------
+    positions : [n_atoms, 3] float64 Å, inside the cell or not
+    cell : [3, 3] Å, rows are lattice vectors; rows of non-periodic directions play no role and may be zero
+    pbc : [3] bool
+    cutoff : Å
+
+    Returns
+    -------
+    senders, receivers : [n_edges] int64
+    shifts : [n_edges, 3] int64, whole numbers of lattice vectors
+    """
+    return VerletList(cutoff, skin=0.0).update(positions, cell, pbc)
+
+
+class VerletList:
+    """Neighbour list for a sequence of similar structures: pairs are searched seldom, filtered at each step.
+
+    Pairs within cutoff + skin of a reference structure are kept until the motion since then could bring another pair
+    within the cutoff. Each update returns exactly what `neighbor_list` returns. A change of the number of atoms or of
+    pbc starts a new search; elements play no role.
+
+    Parameters
+    ----------
+    cutoff, skin : Å
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.5):
+        if not (0 < cutoff < np.inf and 0 <= skin < np.inf):
+            raise ValueError(
+                f"cutoff is {cutoff} and skin is {skin}; the cutoff must be positive and the skin not negative"
+            )
+        self.cutoff = float(cutoff)
+        self.skin = float(skin)
+        self.n_rebuilds = 0
+        self._reference: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def update(
+        self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Senders, receivers and shifts of this structure, as `neighbor_list` gives them."""
+        if not self._is_complete(positions, cell, pbc):
+            self._rebuild(positions, cell, pbc)
+        squared = self._squared_lengths(positions, cell)
+        if squared.min(initial=np.inf) < COINCIDENT**2:
+            self._refuse(squared)
+        edges = np.flatnonzero((squared < self.cutoff**2).take(self._pair_of_edge))
+        return self._senders.take(edges), self._receivers.take(edges), self._shifts.take(edges, axis=0)
+
+    def _is_complete(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        """Whether every pair that is not a candidate is provably at or beyond the cutoff.
+
+        With a deformation F that takes the periodic vectors of the reference to the present ones and leaves the
+        directions normal to them alone, each atom is at x = x₀ F + u, so a pair's vector is r = r₀ F + u_j − u_i and
+
+            |r| ≥ σ_min(F) |r₀| − |u_j − u_i|,     |r₀| ≥ cutoff + skin for all pairs that are not candidates.
+        """
+        if self._reference is None:
+            return False
+        old_positions, old_cell, old_pbc, inverse = self._reference
+        if len(positions) != len(old_positions) or (pbc != old_pbc).any():
+            return False
+        deformation = np.eye(3) + inverse @ (cell[pbc] - old_cell[pbc])
+        motion = positions - old_positions @ deformation
+        motion -= motion.sum(axis=0) / max(len(motion), 1)  # a common drift brings no pair closer
+        furthest = np.sqrt(np.square(motion).sum(axis=1).max(initial=0.0))
+        shrinking = np.linalg.svd(deformation, compute_uv=False)[-1]
+        return bool(shrinking * (self.cutoff + self.skin) - 2.0 * furthest >= self.cutoff)
+
+    def _rebuild(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+        """Search the candidates: each pair once for its length, and both its edges in canonical order."""
+        i, j, shifts = _search(positions, cell, pbc, self.cutoff + self.skin + _ROUNDING)
+        self._pairs = i, j, shifts.T.astype(np.float64, order="C")
+        senders, receivers, shifts = np.concatenate((i, j)), np.concatenate((j, i)), np.concatenate((shifts, -shifts))
+        order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
+        self._senders, self._receivers, self._shifts = senders[order], receivers[order], shifts[order]
+        self._pair_of_edge = order % max(len(i), 1)
+        # Copies: MD moves the caller's arrays in place.
+        self._reference = positions.copy(), cell.copy(), pbc.copy(), np.linalg.pinv(cell[pbc])
+        self.n_rebuilds += 1
+
+    def _squared_lengths(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """Squared lengths of the candidate pairs, [n_pairs] Å².
+
+        Elementwise, so that a pair's length does not depend on its place in the list, as it may in a matrix product.
+        """
+        i, j, shifts = self._pairs
+        columns = positions.T.copy()
+        offsets = shifts[0] * cell[0][:, None] + shifts[1] * cell[1][:, None] + shifts[2] * cell[2][:, None]
+        x, y, z = columns.take(j, axis=1) - columns.take(i, axis=1) + offsets
+        return x * x + y * y + z * z
+
+    def _refuse(self, squared: np.ndarray) -> None:
+        """Name the closest pair."""
+        closest = squared.argmin()
+        i, j, shifts = self._pairs
+        image = f" (its periodic image {shifts[:, closest].astype(int).tolist()})" if shifts[:, closest].any() else ""
+        raise CoincidentAtomsError(
+            f"Atoms {i[closest]} and {j[closest]}{image} are at one place (distance {squared[closest] ** 0.5:.1g} Å); "
+            "remove one of them or move them apart."
+        )
+
+
+def _search(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each pair within reach once, in no particular order.
+
+    vesin sees a box that is periodic everywhere: non-periodic directions get vectors normal to the periodic ones and
+    long enough that no image is within reach. That is faster than its mixed mode. Very large extents are folded
+    instead, and pairs of images dropped, because it dies on flat boxes of more than 10⁵ search cells.
+    """
+    normals = np.linalg.svd(cell[pbc])[2][pbc.sum() :]
+    extents = 2.0 * np.abs((positions - positions[:1]) @ normals.T).max(axis=0, initial=0.0)
+    box = np.array(cell, dtype=np.float64)
+    box[~pbc] = normals * np.minimum(extents + 1.01 * reach, 30.0 * reach)[:, None]
+    # One thread: a search is rare, and worker threads do not survive a fork.
+    search = vesin.NeighborList(cutoff=_safe_reach(box, reach), full_list=False, n_threads=1)
+    i, j, shifts = search.compute(positions, box, True, "ijS")
+    pairs = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int64)
+    real = ~shifts[:, ~pbc].any(axis=1)
+    return pairs if real.all() else tuple(array[real] for array in pairs)
+
+
+def _safe_reach(box: np.ndarray, reach: float) -> float:
+    """`reach`, or more where vesin would round the number of its search cells in the flattest direction to zero."""
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
+    cells = np.maximum(heights // reach, 1.0)
+    while cells.prod() > max(1e5, 1e5 / 8.0 * cells.min() ** 3):
+        reach *= 1.5
+        cells = np.maximum(heights // reach, 1.0)
+    return reach
