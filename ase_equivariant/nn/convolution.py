@@ -32,7 +32,7 @@ class Convolution(torch.nn.Module):
         self.sources: list[int] = []  # per path: which block of node features it reads,
         self.widths: list[int] = []  # its channels,
         self.dims: list[tuple[int, int]] = []  # 2 l3 + 1 and 2 l1 + 1,
-        self.lasts: list[bool] = []  # and whether it is the last one of its output irrep
+        self.targets: list[int] = []  # and the output block it belongs to
         couplings: list[Tensor] = []
         kinds = []
         for _, out in targets:
@@ -48,12 +48,13 @@ class Convolution(torch.nn.Module):
                     self.sources.append(source)
                     self.widths.append(mul)
                     self.dims.append((out.dim, ir.dim))
-                    self.lasts.append(False)
+                    self.targets.append(len(kinds))
                     channels += mul
             if channels:
-                self.lasts[-1] = True
                 kinds.append((channels, out))
+        self.blocks_in: list[int] = [mul * ir.dim for mul, ir in irreps_in]
         self.irreps_out = o3.Irreps(kinds)
+        self.num_blocks = len(kinds)
         self.num_weights = sum(self.widths)
         self.register_buffer("couplings", torch.cat(couplings, 1), persistent=False)
 
@@ -64,17 +65,13 @@ class Convolution(torch.nn.Module):
         coupled = torch.matmul(edge_attrs, self.couplings)  # the harmonics meet the coupling once, without channels
         gathered = [block.index_select(0, senders) for block in node_feats]
         n_nodes = node_feats[0].shape[0]
-        out: list[Tensor] = []
-        paths: list[Tensor] = []
+        paths: list[list[Tensor]] = [torch.jit.annotate(list[Tensor], []) for _ in range(self.num_blocks)]
         column = weight = 0
-        for source, width, (dim_out, dim_in), last in zip(self.sources, self.widths, self.dims, self.lasts):
+        for source, target, width, (dim_out, dim_in) in zip(self.sources, self.targets, self.widths, self.dims):
             matrices = coupled[:, column : column + dim_out * dim_in].view(-1, dim_out, dim_in)
             feats = gathered[source] * weights[:, weight : weight + width].unsqueeze(1)
             messages = matrices * feats if dim_in == 1 else torch.matmul(matrices, feats)
             zeros = torch.zeros((n_nodes, dim_out, width), dtype=messages.dtype, device=messages.device)
-            paths.append(zeros.index_add(0, receivers, messages))
+            paths[target].append(zeros.index_add(0, receivers, messages))
             column, weight = column + dim_out * dim_in, weight + width
-            if last:
-                out.append(torch.cat(paths, -1))
-                paths = []
-        return out
+        return [torch.cat(blocks, -1) for blocks in paths]
