@@ -144,9 +144,9 @@ class Layer(torch.nn.Module):
         senders: Tensor,
         receivers: Tensor,
     ) -> list[Tensor]:
-        weights = self.radial_mlp(edge_feats) * self.norm
-        density = self.convolution(self.linear_up(node_feats), edge_attrs, weights, senders, receivers)
-        density = self.linear(density)
+        sent = [block * self.norm for block in self.linear_up(node_feats)]
+        weights = self.radial_mlp(edge_feats)
+        density = self.linear(self.convolution(sent, edge_attrs, weights, senders, receivers))
         if not self.residual:
             density = self.skip(density, species)
         out = self.linear_out(self.contraction(density, species))

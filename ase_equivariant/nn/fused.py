@@ -12,10 +12,8 @@ compiled by numba. Each output row is written by one thread, so results do not d
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numba
 import numpy as np
@@ -23,9 +21,7 @@ import torch
 from torch import Tensor
 
 from ase_equivariant.nn.convolution import Convolution
-
-_POOL = ThreadPoolExecutor(thread_name_prefix="ase-equivariant")
-
+from ase_equivariant.nn.threads import run_rows
 
 def fuse_convolutions(module: torch.nn.Module) -> torch.nn.Module:
     """Replace every `Convolution` inside a module by its fused equivalent, in place; no weight is touched."""
@@ -75,6 +71,7 @@ class _Gradients(torch.autograd.Function):
     def forward(ctx, g, h, y, r, kernels, topology):
         ctx.kernels, ctx.topology = kernels, topology
         ctx.save_for_backward(g, h, y, r)
+        ctx.set_materialize_grads(False)
         gh = kernels.by_sender(topology, [(g, y, r)])
         return gh, *kernels.by_edge(topology, [(g, h, y, r, True, True)])
 
@@ -83,10 +80,20 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx, th, ty, tr):
         g, h, y, r = ctx.saved_tensors
         kernels, topology = ctx.kernels, ctx.topology
-        dg = kernels.by_receiver(topology, [(th, y, r), (h, ty, r), (h, y, tr)])
-        dh = kernels.by_sender(topology, [(g, ty, r), (g, y, tr)])
-        dy, dr = kernels.by_edge(topology, [(g, th, y, r, True, True), (g, h, ty, r, False, True), (g, h, y, tr, True, False)])
-        return dg, dh, dy, dr, None, None
+        nodes, senders, edges = [], [], []
+        if th is not None:
+            nodes.append((th, y, r))
+            edges.append((g, th, y, r, True, True))
+        if ty is not None:
+            nodes.append((h, ty, r))
+            senders.append((g, ty, r))
+            edges.append((g, h, ty, r, False, True))
+        if tr is not None:
+            nodes.append((h, y, tr))
+            senders.append((g, y, tr))
+            edges.append((g, h, y, tr, True, False))
+        dy, dr = kernels.by_edge(topology, edges)
+        return kernels.by_receiver(topology, nodes), kernels.by_sender(topology, senders), dy, dr, None, None
 
 
 class _Topology:
@@ -138,13 +145,7 @@ class _Kernels:
         return [*arrays, self.coefficients.astype(arrays[0].dtype)]
 
     def _run(self, name: str, n_rows: int, arguments: tuple) -> None:
-        kernel = _compile(name, self.paths)
-        threads = torch.get_num_threads() if n_rows >= 64 else 1
-        bounds = [n_rows * t // threads for t in range(threads + 1)]
-        futures = [_POOL.submit(kernel, a, b, *arguments) for a, b in pairwise(bounds[1:])]
-        kernel(0, bounds[1], *arguments)
-        for future in futures:
-            future.result()
+        run_rows(_compile(name, self.paths), n_rows, *arguments)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ def normal_parameter(shape: tuple[int, ...], generator: torch.Generator) -> torc
 
 
 class Dense(torch.nn.Module):
-    """x W / √n_in on the last axis, for n_in > 0."""
+    """gain · x W / √n_in on the last axis."""
 
-    def __init__(self, n_in: int, n_out: int, generator: torch.Generator):
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, gain: float = 1.0):
         super().__init__()
         self.weight = normal_parameter((n_in, n_out), generator)
-        self.norm = 1.0 / math.sqrt(n_in)
+        self.norm = gain / math.sqrt(n_in)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.matmul(x, self.weight * self.norm)

@@ -18,11 +18,6 @@ from ase_equivariant.nn.linear import Dense
 SILU_GAIN = 1.6765324703310907
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU with unit second moment for normal input."""
-    return torch.nn.functional.silu(x) * 1.6765324703310907
-
-
 class RadialBasis(torch.nn.Module):
     """Bessel functions times the polynomial envelope, `lengths [n] Å → [n, num_bessel]`; zero beyond the cutoff."""
 
@@ -51,9 +46,12 @@ class RadialMLP(torch.nn.Module):
 
     def __init__(self, widths: Sequence[int], generator: torch.Generator):
         super().__init__()
-        self.layers = torch.nn.ModuleList(Dense(a, b, generator) for a, b in zip(widths[:-1], widths[1:]))
+        gains = [1.0] + [SILU_GAIN] * (len(widths) - 2)  # on the small weights, not on the many edges
+        self.layers = torch.nn.ModuleList(
+            Dense(a, b, generator, gain) for a, b, gain in zip(widths[:-1], widths[1:], gains)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
-            x = layer(silu(x) if i > 0 else x)
+            x = layer(torch.nn.functional.silu(x) if i > 0 else x)
         return x

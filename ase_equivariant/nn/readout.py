@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ase_equivariant.nn.linear import Dense, normal_parameter
-from ase_equivariant.nn.radial import silu
+from ase_equivariant.nn.radial import SILU_GAIN
 
 
 class LinearReadout(torch.nn.Module):
@@ -27,8 +27,8 @@ class MLPReadout(torch.nn.Module):
         super().__init__()
         self.hidden = Dense(channels, num_heads * hidden, generator)
         self.weight = normal_parameter((num_heads, hidden), generator)
-        self.norm = hidden**-0.5
+        self.norm = SILU_GAIN * hidden**-0.5
 
     def forward(self, scalars: Tensor) -> Tensor:
-        hidden = silu(self.hidden(scalars)).unflatten(1, self.weight.shape)
+        hidden = torch.nn.functional.silu(self.hidden(scalars)).unflatten(1, self.weight.shape)
         return (hidden * (self.weight * self.norm)).sum(-1)

@@ -1,0 +1,26 @@
+"""Compiled kernels over ranges of rows, on a few threads of our own.
+
+A kernel releases the interpreter lock and writes each row on its own, so neither the number of threads nor their order
+changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import torch
+
+_POOL = ThreadPoolExecutor(thread_name_prefix="ase-equivariant")
+_SMALL = 64  # rows that are done before another thread has woken up
+
+
+def run_rows(kernel: Callable, n_rows: int, *arguments) -> None:
+    """Call kernel(start, end, *arguments) over the rows, in as many ranges as torch uses threads."""
+    threads = torch.get_num_threads() if n_rows >= _SMALL else 1
+    bounds = [n_rows * t // threads for t in range(threads + 1)]
+    futures = [_POOL.submit(kernel, a, b, *arguments) for a, b in pairwise(bounds[1:])]
+    kernel(0, bounds[1], *arguments)
+    for future in futures:
+        future.result()
