@@ -74,6 +74,7 @@ class EquivariantCalculator(Calculator):
         self._options = {"device": device, "dtype": dtype, "backend": backend, "head": head}
         self._model, potential, sha256 = _find_model(model)
         self._head = choose_head(potential, head)
+        # astype copies, so that the calculator's potential is its own
         self.potential = potential.astype(DTYPES[dtype]).to(self._device).eval().requires_grad_(False)
         name, self._backend = _start_backend(self.potential, self._device, dtype, backend)
         self._neighbors = VerletList(potential.cutoff)
@@ -169,9 +170,9 @@ class EquivariantCalculator(Calculator):
 
 
 def _find_model(model: str | os.PathLike | Potential) -> tuple[str | None, Potential, str | None]:
-    """Name or absolute path (None for a Potential), a potential of the calculator's own, and the file's sha256."""
+    """Name or absolute path (None for a Potential), the potential, and the file's sha256."""
     if isinstance(model, Potential):
-        return None, copy.deepcopy(model), None
+        return None, model, None
     path = resolve(model)
     data = read_file(path)
     name = model if model in available_models() else str(path.resolve())
@@ -194,7 +195,7 @@ def _start_backend(potential: Potential, device: torch.device, dtype: str, backe
         try:
             return name, _start_verified(name, potential, device, dtype)
         except CalculatorSetupError as error:
-            warnings.warn(f"{error}; another backend is used instead", stacklevel=4)
+            warnings.warn(f"{error}; another backend is used instead", stacklevel=3)
     return names[-1], _start_verified(names[-1], potential, device, dtype)
 
 

@@ -10,7 +10,6 @@ made, so that each load on each machine can prove itself.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -135,7 +134,7 @@ def _read_header(file: BinaryIO, size: int, source: str) -> dict[str, Any]:
     try:
         outer = json.loads(start[8:] + file.read(length - 1))
         text = outer.pop("__metadata__", {}).get(KEY)
-        header = None if text is None else json.loads(text)
+        header = None if text is None else json.loads(text, parse_constant=_refuse_constant)
         end = 8 + length + max((entry["data_offsets"][1] for entry in outer.values()), default=0)
         complete = size == end
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -146,6 +145,10 @@ def _read_header(file: BinaryIO, size: int, source: str) -> dict[str, Any]:
         raise InputError(f"{source} is truncated or damaged: it has {size} bytes instead of {end}")
     _check_header(header, source)
     return header
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def _foreign(start: bytes) -> str:
@@ -177,7 +180,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -
     if dtypes not in ({torch.float32}, {torch.float64}):
         raise InputError(f"{source} has weights of {_listed(dtypes)}; all must be float32 or all float64")
     try:
-        architecture = build(header["architecture"], header["config"]).to(dtypes.pop())
+        architecture = build(header["architecture"], header["config"], dtype=dtypes.pop())
         potential = Potential(
             architecture,
             **{key: header[key] for key in ("atomic_numbers", "heads", *TABLES)},
@@ -235,7 +238,7 @@ def choose_head(potential: Potential, head: str | None) -> str:
 
 def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
     """Reference results in float64 for `metadata["golden"]`: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt)."""
-    exact = copy.deepcopy(potential).cpu().astype(torch.float64).eval()
+    exact = potential.astype(torch.float64).cpu().eval()
     head = choose_head(potential, None)
     records = []
     for atoms in structures:

@@ -13,4 +13,5 @@ class Eager:
         self.device = device
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
-        return predict(self.potential, graph.to(self.device), forces)
+        with torch.enable_grad():  # even where the caller has turned gradients off
+            return predict(self.potential, graph.to(self.device), forces)
