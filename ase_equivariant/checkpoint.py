@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -47,7 +48,11 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
 
     `potential.metadata` goes into the header and must be JSON-able.
     """
-    data = to_bytes(potential)
+    write_atomically(to_bytes(potential), path)
+
+
+def write_atomically(data: bytes, path: str | os.PathLike) -> None:
+    """Write a whole file or nothing: on a full disk or a kill, what was there before stays."""
     path = Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -59,7 +64,8 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def load_potential(path_or_name: str | os.PathLike) -> Potential:

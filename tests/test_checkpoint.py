@@ -122,6 +122,9 @@ def test_an_interrupt_while_saving_leaves_the_old_file_as_it_was(path, potential
 def test_saving_where_there_is_no_folder_is_an_input_error(potential, tmp_path):
     with pytest.raises(InputError, match="cannot write .*No such file or directory"):
         save_potential(potential, tmp_path / "none" / "a.safetensors")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write .*Not a directory"):
+        save_potential(potential, tmp_path / "file" / "a.safetensors")
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, np.float32(1.0)])

@@ -13,5 +13,4 @@ class Eager:
         self.device = device
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
-        with torch.enable_grad():  # even where the caller has turned gradients off
-            return predict(self.potential, graph.to(self.device), forces)
+        return predict(self.potential, graph.to(self.device), forces)
