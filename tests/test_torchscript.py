@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -298,7 +299,7 @@ def test_a_failed_export_leaves_what_was_there(potential, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torchscript.os, "replace", no_space)
+        patch.setattr(os, "replace", no_space)
         with pytest.raises(InputError, match=r"cannot write .*tiny\.pt: No space left on device; nothing was changed"):
             export(potential, target)
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.pt"]

@@ -10,12 +10,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import secrets
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant import __version__
-from ase_equivariant.checkpoint import choose_head
+from ase_equivariant.checkpoint import choose_head, write_atomically
 from ase_equivariant.derivatives import Prediction, edge_gradients, predict, sum_forces, sum_strain
 from ase_equivariant.graph import Graph, edge_vectors
 from ase_equivariant.potential import Potential
@@ -76,7 +74,7 @@ def export(potential: Potential, path: str | os.PathLike, device: str = "cpu", h
     buffer = io.BytesIO()
     with _quiet():
         torch.jit.save(scripted, buffer, {"metadata.json": json.dumps(_describe(potential, head))})
-    _write(buffer.getvalue(), Path(path).resolve())
+    write_atomically(buffer.getvalue(), path)
 
 
 class ExportedPotential(torch.nn.Module):
@@ -182,14 +180,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
         yield
-
-
-def _write(data: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
-    finally:
-        temporary.unlink(missing_ok=True)
