@@ -27,7 +27,9 @@ STEPS = 3  # per turn; a turn counts by its median
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", default="../shared/data/3bpa/train_300K.xyz", help="3BPA training set, extxyz")
+    parser.add_argument(
+        "data", nargs="?", default="../shared/data/3bpa/train_300K.xyz", help="3BPA training set, extxyz"
+    )
     parser.add_argument("--peer", type=Path, default=ROOT / ".peers" / "mace", help="environment of the peer")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
@@ -46,7 +48,9 @@ def main() -> None:
         ),
     }
     for turn in range(args.turns):
-        print(f"turn {turn + 1}: " + ", ".join(f"{name} {side.turn():.0f} ms" for name, side in sides.items()), flush=True)
+        print(
+            f"turn {turn + 1}: " + ", ".join(f"{name} {side.turn():.0f} ms" for name, side in sides.items()), flush=True
+        )
     report(sides, args.threads)
 
 
@@ -66,7 +70,12 @@ class Side:
 
     def __init__(self, command: list, environment: dict):
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.facts = json.loads(self.process.stdout.readline() or self.fail(command))
         self.turns: list[float] = []
@@ -96,7 +105,11 @@ def report(sides: dict[str, Side], threads: int) -> None:
         times = [round(t, 1) for t in side.turns]
         result[name] = {**side.facts, "median_ms": median(times), "turns_ms": times}
     ratios = [theirs / ours for theirs, ours in zip(sides["peer"].turns, sides["ours"].turns, strict=True)]
-    result["peer_over_ours"] = {"median": round(median(ratios), 2), "min": round(min(ratios), 2), "max": round(max(ratios), 2)}
+    result["peer_over_ours"] = {
+        "median": round(median(ratios), 2),
+        "min": round(min(ratios), 2),
+        "max": round(max(ratios), 2),
+    }
     print(json.dumps(result, indent=2))
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 

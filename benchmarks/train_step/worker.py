@@ -38,7 +38,7 @@ def loss_function(energy_error: torch.Tensor, forces_error: torch.Tensor) -> tor
 
 
 def serve(make: Callable[[list[ase.Atoms]], tuple[Callable[[], None], dict]], packages: list[str]) -> None:
-    """Make the step from the batch on the command line; one line on stdin is one step, its milliseconds one line out."""
+    """Make the step from the batch on the command line; a line on stdin is one step, a line out its milliseconds."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("--molecules", type=int, required=True)

@@ -1,0 +1,121 @@
+"""The house itself: what the documents, the metadata and the tree promise each other."""
+
+import configparser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ase.collections import dcdft
+
+import ase_equivariant
+
+ROOT = Path(__file__).parents[1]
+METADATA = configparser.ConfigParser()
+METADATA.read(ROOT / "setup.cfg", encoding="utf-8")
+REFERENCE = json.loads((ROOT / "tests" / "reference_pbe.json").read_text())["elements"]
+README_BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def listed(section: str, key: str) -> list[str]:
+    return METADATA[section][key].split("\n")[1:]
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after a statement."""
+    code = f"{statement}; import sys; print(*sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_does_not_import_torch():
+    assert "torch" not in loaded_by("import ase_equivariant")
+    assert "torch" in loaded_by("import ase_equivariant; ase_equivariant.EquivariantCalculator")
+
+
+def test_the_version_is_the_newest_in_the_changelog():
+    versions = re.findall(
+        r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE
+    )
+    assert versions[0] == ase_equivariant.__version__
+
+
+def test_the_version_has_one_source():
+    assert METADATA["metadata"]["version"] == "attr: ase_equivariant.__version__"
+
+
+def test_every_package_is_in_the_distribution():
+    folders = {f.parent.relative_to(ROOT) for f in (ROOT / "ase_equivariant").rglob("*.py")}
+    names = {".".join(folder.parts) for folder in folders}
+    assert names | {"ase_equivariant.models"} == set(listed("options", "packages"))
+
+
+def test_every_dependency_has_a_tested_version():
+    requirements = listed("options", "install_requires")
+    requirements += [
+        line for extra in METADATA["options.extras_require"] for line in listed("options.extras_require", extra)
+    ]
+    names = {re.match(r"[\w-]+", line)[0].lower() for line in requirements}
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    assert names <= pinned
+
+
+@pytest.mark.parametrize("block", README_BLOCKS)
+def test_the_readme_s_python_compiles(block):
+    compile(block, "README.md", "exec")
+
+
+def test_the_readme_s_first_example_runs(capsys):
+    exec(README_BLOCKS[0], {})
+    assert "eV/Å³" in capsys.readouterr().out
+
+
+def test_every_link_in_the_documents_leads_somewhere():
+    documents = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "models" / "README.md",
+        ROOT / "benchmarks" / "README.md",
+    ]
+    links = [(d, link) for d in documents for link in re.findall(r"\]\(([^)#]+)\)", d.read_text())]
+    local = [(d, link) for d, link in links if not link.startswith("http")]
+    assert local
+    assert not [link for d, link in local if not (d.parent / link).exists()]
+
+
+def test_every_model_has_a_card_and_a_configuration():
+    cards = re.findall(r"^## (\S+)$", (ROOT / "models" / "README.md").read_text(), flags=re.MULTILINE)
+    assert cards == ase_equivariant.available_models()
+    assert all((ROOT / "models" / f"{name}.yaml").exists() for name in cards)
+
+
+def test_no_file_holds_a_path_of_one_machine():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    texts = [
+        ROOT / name
+        for name in files.split("\0")
+        if Path(name).suffix in {".py", ".md", ".cfg", ".toml", ".yaml", ".json", ".txt"}
+    ]
+    machine_path = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp)/\w")
+    assert len(texts) > 20
+    assert machine_path.search("cd /home/" + "someone")
+    assert not [t.name for t in texts if t.exists() and machine_path.search(t.read_text())]
+
+
+@pytest.mark.parametrize("symbol", ["Cu", "Ni", "Mo", "Si", "Ge", "Li"])
+def test_reference_equations_of_state_are_those_ase_ships(symbol):
+    reference = REFERENCE[symbol]["wien2k"]
+    theirs = dcdft.data[symbol]
+    assert reference["volume"] == theirs["wien2k_volume"]
+    assert reference["bulk_modulus"] == theirs["wien2k_B"]
+    assert reference["bulk_modulus_derivative"] == theirs["wien2k_Bp"]
+
+
+@pytest.mark.parametrize(("symbol", "atoms_per_cell"), [("Cu", 4), ("Ni", 4), ("Mo", 2), ("Si", 8), ("Ge", 8)])
+def test_reference_lattice_constants_follow_from_the_volumes(symbol, atoms_per_cell):
+    reference = REFERENCE[symbol]
+    for source in ("wien2k", "vasp"):
+        expected = (atoms_per_cell * reference[source]["volume"]) ** (1 / 3)
+        assert reference[source]["lattice_constant"] == pytest.approx(expected, abs=1e-4)
