@@ -88,8 +88,9 @@ class _Order(torch.nn.Module):
         dense = torch.zeros(self.num_products, self.dim, len(table), dtype=torch.float64)
         dense[:, :, [column[m] for m in monomials]] = torch.from_numpy(coefficients)
         self.register_buffer("coefficients", dense.flatten(0, 1), persistent=False)
-        self.weight = normal_parameter((num_species, self.num_products, channels), generator)
-        self.norm = 1.0 / max(self.num_products, 1)
+        shape = (num_species, self.num_products, channels)
+        scale = 1.0 / max(self.num_products, 1)  # drawn small rather than divided in use: Adam's steps then count for more
+        self.weight = torch.nn.Parameter(normal_parameter(shape, generator).detach() * scale)
 
     @torch.jit.export
     def extend(self, products: Tensor, factors: Tensor) -> Tensor:
@@ -98,5 +99,5 @@ class _Order(torch.nn.Module):
 
     def forward(self, products: Tensor, species: Tensor) -> Tensor:
         coupled = torch.matmul(self.coefficients, products).unflatten(1, (self.num_products, self.dim))
-        weight = (self.weight * self.norm).index_select(0, species)
+        weight = self.weight.index_select(0, species)
         return (coupled * weight.unsqueeze(2)).sum(1)

@@ -29,7 +29,7 @@ class SphericalHarmonics(torch.nn.Module):
         for degree in self.degrees:
             monomials = degree.raise_monomials(monomials, unit)
             harmonics.append(degree(monomials))
-        return torch.cat(harmonics).t()
+        return torch.cat(harmonics).t().contiguous()
 
 
 class _Degree(torch.nn.Module):

@@ -18,7 +18,7 @@ from ase_equivariant.training.module import TrainingModule
 class Assessor:
     """Turns the residuals of a fixed list of structures into a loss and a table of errors.
 
-    In the table "all" stands for all structures, a symbol for the structures of that element alone, and "Cu-Ni" for those of these two.
+    In the table "all" stands for all structures, "Cu" for those of copper alone and "Cu-Ni" for those of both elements.
     """
 
     def __init__(self, loss: Loss, structures: list[Structure], weights: np.ndarray):

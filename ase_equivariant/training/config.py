@@ -1,26 +1,28 @@
 """CONFIG.yaml as frozen dataclasses: every key is known, every value has its type and a possible size.
 
-Anything else is an `InputError` that names the field, what was given and what is allowed. Paths are relative to the folder of
-the configuration file, so that a committed configuration works in every clone.
+Anything else is an `InputError` that names the field, what was given and what is allowed. Paths are relative to the
+folder of the configuration file, so that a committed configuration works in every clone.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
 
+from ase_equivariant.training.parsing import parse
 
-def require(condition: object, name: str, value: object, allowed: str) -> None:
-    """Raise the `InputError` of an impossible value."""
-    if not condition:
-        raise InputError(f"{name} is {value!r}; allowed: {allowed}")
+
+def check(config: object, section: str, **rules: tuple[object, str]) -> None:
+    """Raise the `InputError` of an impossible value; `rules` are name=(condition, what is allowed)."""
+    for name, (condition, allowed) in rules.items():
+        if not condition:
+            prefix = f"{section}." if section else ""
+            raise InputError(f"{prefix}{name} is {getattr(config, name)!r}; allowed: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class DataConfig:
     Parameters
     ----------
     train, valid, test : a path or a list of them; `test` may map a label to a path
-    valid_fraction : share of the training structures set aside for validation, of each chemical system, when `valid` is null
+    valid_fraction : where `valid` is null, the share of each chemical system's structures set aside for validation
     atomic_energies : "isolated" (one-atom structures without neighbours), {symbol: eV}, or "least_squares"
     balance : "elements" draws structures so that each element contributes the same expected number of atoms
     epoch_structures : structures per epoch; null: as many as the training set has
@@ -49,7 +51,7 @@ class DataConfig:
     train: str | list[str]
     valid: str | list[str] | None = None
     valid_fraction: float | None = None
-    test: str | list[str] | dict[str, str] = field(default_factory=dict)
+    test: str | list[str] | dict[str, str] | None = None
     keys: Keys = Keys()
     atomic_energies: str | dict[str, float] = "least_squares"
     balance: Literal["elements"] | None = None
@@ -57,17 +59,21 @@ class DataConfig:
     batch_size: int = 5
 
     def __post_init__(self):
-        require((self.valid is None) != (self.valid_fraction is None), "data.valid", self.valid, "exactly one of valid, valid_fraction")
-        require(self.valid_fraction is None or 0 < self.valid_fraction < 1, "data.valid_fraction", self.valid_fraction, "0 to 1")
-        require(self.epoch_structures is None or self.epoch_structures > 0, "data.epoch_structures", self.epoch_structures, "1 or more")
-        require(self.batch_size > 0, "data.batch_size", self.batch_size, "1 or more")
-        if isinstance(self.atomic_energies, str):
-            allowed = '"isolated", "least_squares" or a table {symbol: eV}'
-            known = self.atomic_energies in ("isolated", "least_squares")
-            require(known, "data.atomic_energies", self.atomic_energies, allowed)
-        else:
-            for symbol in self.atomic_energies:
-                require(symbol in chemical_symbols[1:], "data.atomic_energies", symbol, "chemical symbols")
+        fraction, energies = self.valid_fraction, self.atomic_energies
+        check(
+            self,
+            "data",
+            valid=((self.valid is None) != (fraction is None), "structures, or null with a valid_fraction"),
+            valid_fraction=(fraction is None or 0 < fraction < 1, "between 0 and 1, or null"),
+            epoch_structures=(self.epoch_structures is None or self.epoch_structures > 0, "1 or more, or null"),
+            batch_size=(self.batch_size > 0, "1 or more"),
+            atomic_energies=(
+                set(energies) <= set(chemical_symbols[1:])
+                if isinstance(energies, dict)
+                else energies in ("isolated", "least_squares"),
+                '"isolated", "least_squares" or a table {symbol: eV}',
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,15 @@ class LossConfig:
     huber_delta: float | None = None
 
     def __post_init__(self):
-        for name in ("energy", "forces", "stress"):
-            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 or more")
-        require(self.energy + self.forces + self.stress > 0, "loss", asdict(self), "at least one weight above 0")
-        require(self.huber_delta is None or self.huber_delta > 0, "loss.huber_delta", self.huber_delta, "above 0, or null")
+        positive = self.energy + self.forces + self.stress > 0
+        check(
+            self,
+            "loss",
+            energy=(self.energy >= 0 and positive, "0 or more, and one weight above 0"),
+            forces=(self.forces >= 0, "0 or more"),
+            stress=(self.stress >= 0, "0 or more"),
+            huber_delta=(self.huber_delta is None or self.huber_delta > 0, "above 0, or null"),
+        )
 
 
 @dataclass(frozen=True)
@@ -111,12 +122,16 @@ class OptimizerConfig:
     factor: float = 0.8
 
     def __post_init__(self):
-        require(self.lr > 0, "optimizer.lr", self.lr, "above 0")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
-        require(0 <= self.ema < 1, "optimizer.ema", self.ema, "0 to 1, without 1")
-        require(self.clip_grad > 0, "optimizer.clip_grad", self.clip_grad, "above 0")
-        require(self.patience >= 0, "optimizer.patience", self.patience, "0 or more")
-        require(0 < self.factor < 1, "optimizer.factor", self.factor, "between 0 and 1")
+        check(
+            self,
+            "optimizer",
+            lr=(self.lr > 0, "above 0"),
+            weight_decay=(self.weight_decay >= 0, "0 or more"),
+            ema=(0 <= self.ema < 1, "0 or more, below 1"),
+            clip_grad=(self.clip_grad > 0, "above 0"),
+            patience=(self.patience >= 0, "0 or more"),
+            factor=(0 < self.factor < 1, "between 0 and 1"),
+        )
 
 
 @dataclass(frozen=True)
@@ -128,8 +143,12 @@ class RunConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
 
     def __post_init__(self):
-        require(self.max_epochs > 0, "run.max_epochs", self.max_epochs, "1 or more")
-        require(self.max_minutes is None or self.max_minutes > 0, "run.max_minutes", self.max_minutes, "above 0, or null")
+        check(
+            self,
+            "run",
+            max_epochs=(self.max_epochs > 0, "1 or more"),
+            max_minutes=(self.max_minutes is None or self.max_minutes > 0, "above 0, or null"),
+        )
 
 
 @dataclass(frozen=True)
@@ -162,9 +181,15 @@ class TrainConfig:
     golden: int = 3
 
     def __post_init__(self):
-        require(self.name and not set(self.name) & set("/\\"), "name", self.name, "a file name without folder")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.golden >= 0, "golden", self.golden, "0 or more")
+        cutoff = self.model.get("cutoff")
+        check(
+            self,
+            "",
+            name=(self.name and not set(self.name) & set("/\\"), "a file name without folder"),
+            model=(isinstance(cutoff, (int, float)) and cutoff > 0, "a section with a positive cutoff, Å"),
+            seed=(self.seed >= 0, "0 or more"),
+            golden=(self.golden >= 0, "0 or more"),
+        )
 
 
 def read_config(path: Path) -> tuple[TrainConfig, dict]:
@@ -179,72 +204,3 @@ def read_config(path: Path) -> tuple[TrainConfig, dict]:
         return parse(TrainConfig, raw, ""), raw
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def parse(kind: type, value: object, name: str) -> Any:
-    """`value`, read from YAML, as the annotated type `kind`; InputError naming the field otherwise."""
-    if is_dataclass(kind):
-        return parse_section(kind, value, name)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return parse_union(arguments, value, name)
-    if origin is Literal and value in arguments:
-        return value
-    if origin is list and isinstance(value, list) and value:
-        return [parse(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: parse(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
-    if kind is Any or (isinstance(kind, type) and type(value) is kind):
-        return value
-    if kind is float and type(value) in (int, str):  # YAML reads 1e-3 as a word
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    raise InputError(f"{name} is {value!r}; allowed: {describe(kind)}")
-
-
-def parse_section(kind: type, value: object, name: str) -> Any:
-    """A mapping as the dataclass `kind`."""
-    title = name or "the configuration"
-    if not isinstance(value, Mapping):
-        raise InputError(f"{title} is {value!r}; allowed: a section with the keys {', '.join(f.name for f in fields(kind))}")
-    known = {f.name: f for f in fields(kind)}
-    for key in value:
-        if key not in known:
-            raise InputError(f"unknown key {key!r} in {title}; allowed: {', '.join(known)}")
-    for key, f in known.items():
-        if key not in value and f.default is MISSING and f.default_factory is MISSING:
-            raise InputError(f"{title} lacks the key {key!r}")
-    hints = get_type_hints(kind)
-    prefix = f"{name}." if name else ""
-    return kind(**{key: parse(hints[key], item, prefix + key) for key, item in value.items()})
-
-
-def parse_union(kinds: tuple[type, ...], value: object, name: str) -> Any:
-    """`value` as the first of several types that takes it."""
-    if value is None and type(None) in kinds:
-        return None
-    for kind in kinds:
-        if (get_origin(kind) or kind) is type(value) or get_origin(kind) is Literal or kind is float:
-            try:
-                return parse(kind, value, name)
-            except InputError:
-                if isinstance(value, (dict, list)):
-                    raise
-    raise InputError(f"{name} is {value!r}; allowed: {describe(Union[kinds])}")
-
-
-def describe(kind: type) -> str:
-    """A type in words."""
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(k) for k in arguments)
-    if origin is Literal:
-        return " or ".join(f'"{a}"' for a in arguments)
-    if origin is list:
-        return f"a list, each item {describe(arguments[0])}"
-    if origin is dict:
-        return "a table of names and values"
-    return names.get(kind, str(kind))

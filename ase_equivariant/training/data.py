@@ -52,7 +52,10 @@ class Batch:
 
 
 def read_structures(paths: Sequence[Path], keys: Keys, loss: LossConfig) -> list[Structure]:
-    """Read and check labelled structures; every label with a weight in the loss must be there (a stress in one structure)."""
+    """Read and check labelled structures.
+
+    Energy and forces must be there if they have a weight in the loss; a stress may be missing in some structures.
+    """
     structures = []
     for path in paths:
         try:
@@ -74,7 +77,8 @@ def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Stru
     stress = find_label(atoms, "stress", keys.stress, [(6,), (3, 3), (9,)], False, source)
     if stress is not None:
         if atoms.cell.rank < 3:
-            raise InputError(f"{source}: {keys.stress!r} needs a three-dimensional cell; remove it or set data.keys.stress to null")
+            remedy = "remove it, or set data.keys.stress to null"
+            raise InputError(f"{source}: {keys.stress!r} needs a three-dimensional cell; {remedy}")
         stress = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
     system = "-".join(sorted(set(atoms.get_chemical_symbols())))
     return Structure(atoms, source, system, None if energy is None else float(energy), forces, stress)
@@ -83,14 +87,15 @@ def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Stru
 def find_label(
     atoms: Atoms, quantity: str, key: str | None, shapes: list[tuple], required: bool, source: str
 ) -> np.ndarray | None:
-    """A label by its key, from the calculator's results, `info` or `arrays`; None where there is none and none is required."""
+    """A label by its key, from the calculator's results, `info` or `arrays`; None where it is missing and may be."""
     results = atoms.calc.results if atoms.calc is not None else {}
     places = [place for place in (results, atoms.info, atoms.arrays) if key in place]
     if not places:
         if not required:
             return None
         found = sorted({*results, *atoms.info, *atoms.arrays} - {"numbers", "positions"})
-        raise InputError(f"{source}: no {quantity} under the key {key!r}; it has {', '.join(found) or 'no labels'} (data.keys.{quantity})")
+        there = ", ".join(found) or "no labels"
+        raise InputError(f"{source}: no {quantity} under the key {key!r} (data.keys.{quantity}); it has {there}")
     try:
         value = np.asarray(places[0][key], dtype=np.float64)
     except (TypeError, ValueError):
@@ -112,7 +117,8 @@ def make_batch(structure: Structure, atomic_numbers: Sequence[int], cutoff: floa
         raise InputError(f"{structure.source}: {error}") from None
 
     def tensor(value: object, shape: tuple[int, ...]) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64) if value is None else torch.tensor(value, dtype=torch.float64).reshape(shape)
+        value = np.zeros(shape) if value is None else value
+        return torch.tensor(value, dtype=torch.float64).reshape(shape)
 
     def weights(value: object, n: int) -> Tensor:
         return torch.full((n,), float(value is not None), dtype=torch.float64)
@@ -137,11 +143,6 @@ def collate(batches: list[Batch]) -> Batch:
     return Batch(graph=concatenate([batch.graph for batch in batches]), **joined)
 
 
-def reweighted(batch: Batch, weight: float) -> Batch:
-    """All weights of a batch multiplied."""
-    return replace(batch, **{f.name: weight * getattr(batch, f.name) for f in fields(Batch) if f.name.endswith("_weights")})
-
-
 def split(structures: list[Structure], fraction: float, seed: int) -> tuple[list[Structure], list[Structure]]:
     """Set a share of each chemical system aside for validation (at least one where there are two)."""
     rng = np.random.default_rng(seed)
@@ -159,8 +160,8 @@ def split(structures: list[Structure], fraction: float, seed: int) -> tuple[list
 def element_weights(structures: list[Structure]) -> np.ndarray:
     """Relative probability [n_structures] with which drawing balances the elements.
 
-    The mean over a structure's atoms of 1 / (atoms of that element in the set): when each structure has one element, every
-    element contributes the same expected number of atoms.
+    The mean over a structure's atoms of 1 / (atoms of that element in the set): when each structure has one element,
+    every element contributes the same expected number of atoms.
     """
     counts = np.bincount(np.concatenate([s.atoms.numbers for s in structures]))
     return np.array([np.mean(1.0 / counts[s.atoms.numbers]) for s in structures])
@@ -169,8 +170,8 @@ def element_weights(structures: list[Structure]) -> np.ndarray:
 class Draw(torch.utils.data.Sampler):
     """Indices of one epoch, a function of (seed, epoch) alone, so that a resumed run sees what it would have seen.
 
-    Each structure is drawn its expected number of times, rounded down or up at random; with equal weights and as many draws as
-    structures that is a permutation.
+    Each structure is drawn its expected number of times, rounded down or up at random; with equal weights and as many
+    draws as structures that is a permutation.
     """
 
     def __init__(self, weights: np.ndarray, count: int, seed: int):

@@ -2,8 +2,8 @@
 
     L = w_E ⟨φ((E − E*) / n)⟩ + w_F ⟨φ(F − F*)⟩ + w_S ⟨φ(σ − σ*)⟩
 
-with n the atoms of a structure, E in eV, F in eV/Å, σ in eV/Å³ and ⟨⟩ the mean over the structures or components that have the
-label. φ(x) = x², or with `huber_delta` δ: x² for |x| ≤ δ and δ (2|x| − δ) beyond.
+with n the atoms of a structure, E in eV, F in eV/Å, σ in eV/Å³ and ⟨⟩ the mean over the structures or components that
+have the label. φ(x) = x², or with `huber_delta` δ: x² for |x| ≤ δ and δ (2|x| − δ) beyond.
 """
 
 from __future__ import annotations
@@ -60,8 +60,11 @@ class Loss:
         self.needs_gradient = config.forces > 0 or config.stress > 0
 
     def __call__(self, r: Residuals) -> Tensor:
-        terms = [w * self.mean(getattr(r, name), getattr(r, f"{name}_weights")) for name, w in self.weights.items() if w > 0]
-        return torch.stack(terms).sum()
+        total = r.energy.new_zeros(())
+        for name, weight in self.weights.items():
+            if weight > 0:
+                total = total + weight * self.mean(getattr(r, name), getattr(r, f"{name}_weights"))
+        return total
 
     def mean(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weighted mean of φ over the first axis and plain mean over the others."""

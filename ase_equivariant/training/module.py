@@ -1,17 +1,22 @@
-"""The Lightning module: one training step, averaged weights, learning-rate schedule, and all of its state in the checkpoint."""
+"""The Lightning module: one training step, averaged weights, learning rates.
+
+All of its state lies in the checkpoint; nothing in it draws random numbers, so a resumed run continues exactly.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import lightning
 import torch
-from ase.calculators.calculator import CalculationFailed
 from torch import Tensor
 
 from ase_equivariant.derivatives import predict
+from ase_equivariant.nn.fused import fuse_convolutions
 from ase_equivariant.potential import Potential
+from ase_equivariant.training.acceleration import accelerated
 from ase_equivariant.training.config import OptimizerConfig
 from ase_equivariant.training.data import Batch
 from ase_equivariant.training.loss import Loss, Residuals, join, residuals
@@ -25,7 +30,8 @@ class TrainingModule(lightning.LightningModule):
 
     def __init__(self, potential: Potential, loss: Loss, config: OptimizerConfig, max_epochs: int):
         super().__init__()
-        self.potential = potential
+        self.potential = potential.train()
+        self.twin = [potential]  # what a training step evaluates; in a list, as it adds no weights to the checkpoint
         self.average = copy.deepcopy(potential).requires_grad_(False)
         self.loss = loss
         self.config = config
@@ -35,6 +41,11 @@ class TrainingModule(lightning.LightningModule):
         self.parts: list[Residuals] = []
         self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         self.plateau_state: dict | None = None
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.strategy.root_device.type == "cpu":
+            self.twin = [accelerated(self.potential)]
+            fuse_convolutions(self.average)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         contraction = [p for name, p in self.potential.named_parameters() if ".contraction" in name]
@@ -56,7 +67,8 @@ class TrainingModule(lightning.LightningModule):
         self.train_loss = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.loss(residuals(predict(self.potential, batch.graph, self.loss.needs_gradient, create_graph=True), batch))
+        prediction = predict(self.twin[0], batch.graph, self.loss.needs_gradient, create_graph=True)
+        loss = self.loss(residuals(prediction, batch))
         self.train_loss[0] += loss.detach()
         self.train_loss[1] += 1
         return loss
@@ -83,15 +95,11 @@ class TrainingModule(lightning.LightningModule):
             return
         share = min(epochs_done / self.max_epochs, 1.0)
         for group in self.optimizers().param_groups:
-            group["lr"] = 0.5 * self.config.lr * (1 + float(torch.cos(torch.tensor(torch.pi * share, dtype=torch.float64))))
+            group["lr"] = 0.5 * self.config.lr * (1 + math.cos(math.pi * share))
 
     @property
     def lr(self) -> float:
         return self.optimizers().param_groups[0]["lr"]
-
-    def check_finite(self, valid_loss: float, epoch: int) -> None:
-        if not torch.isfinite(torch.tensor(valid_loss)):
-            raise CalculationFailed(f"training diverged in epoch {epoch}: the validation loss is {valid_loss}; lower optimizer.lr")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["plateau"] = self.plateau.state_dict()

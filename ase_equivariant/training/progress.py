@@ -1,14 +1,13 @@
 """What the user sees and what stays in the output folder: a line per epoch, log.jsonl, last.ckpt and the best model.
 
-After each epoch, in this order: the log, the model file if the epoch was the best, the checkpoint. Each is replaced as a whole, so a
-kill between any two leaves complete files, and the resumed run repeats the epoch and writes the same.
+After each epoch, in this order: the log, the model file if the epoch was the best, the checkpoint. Each is replaced as
+a whole, so a kill between any two leaves complete files, and the resumed run repeats the epoch and writes the same.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
+import math
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -17,11 +16,12 @@ from typing import Any
 
 import lightning
 import torch
-from ase.calculators.calculator import InputError
+from ase.calculators.calculator import CalculationFailed
 from lightning.fabric.plugins import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ase_equivariant.checkpoint import write_atomically
 from ase_equivariant.training.module import TrainingModule
 
 COLUMNS = (
@@ -30,29 +30,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole, or leave it as it was."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = f"cannot write {path}: {error.strerror}"
-        raise InputError(f"{reason}; what was there is unchanged, and the same command resumes from it") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class AtomicCheckpoints(TorchCheckpointIO):
     """Lightning's checkpoints, replaced as a whole and read as tensors, numbers and text only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomically(Path(path), buffer.getvalue())
+        write_atomically(buffer.getvalue(), path)
 
     def load_checkpoint(self, path: Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -95,7 +79,7 @@ class Bookkeeper(lightning.Callback):
         return sum(record["seconds"] for record in self.history)
 
     def on_train_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
-        self.console.print("".join(f"{title:>{width}}" for title, width in COLUMNS), style="bold", highlight=False, soft_wrap=True)
+        self.print_cells([title for title, _ in COLUMNS], style="bold")
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
         self.started = time.perf_counter()
@@ -111,14 +95,15 @@ class Bookkeeper(lightning.Callback):
         self.bar.stop()
         valid_loss, errors = self.assess(module)
         epoch = trainer.current_epoch
-        module.check_finite(valid_loss, epoch)
+        if not math.isfinite(valid_loss):
+            raise CalculationFailed(f"training diverged: the loss of epoch {epoch} is {valid_loss}; lower optimizer.lr")
         record = {"epoch": epoch, "lr": module.lr, "train_loss": (module.train_loss[0] / module.train_loss[1]).item()}
         record |= {"valid_loss": valid_loss, "best": valid_loss < self.best, "valid": errors}
         module.schedule(valid_loss, epoch + 1)
         record["seconds"] = time.perf_counter() - self.started
         self.history.append(record)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_atomically(self.folder / "log.jsonl", lines.encode())
+        write_atomically(lines.encode(), self.folder / "log.jsonl")
         if record["best"]:
             self.best = valid_loss
             self.write_model(module, record)
@@ -132,10 +117,16 @@ class Bookkeeper(lightning.Callback):
         if self.max_minutes is not None:
             left = min(left, max(0.0, 60 * self.max_minutes - self.seconds))
         errors = [record["valid"]["all"].get(f"{name}_rmse") for name in ("energy", "forces", "stress")]
-        cells = [f"{record['epoch']}{'*' if record['best'] else ' '}", f"{record['lr']:.2e}", f"{record['train_loss']:.4g}"]
-        cells += [f"{record['valid_loss']:.4g}", *("–" if e is None else f"{e:.2f}" for e in errors)]
+        cells = [f"{record['epoch']}{'*' if record['best'] else ' '}", f"{record['lr']:.2e}"]
+        cells += [f"{record['train_loss']:.4g}", f"{record['valid_loss']:.4g}"]
+        cells += ["–" if error is None else f"{error:.2f}" for error in errors]
         cells += [f"{record['seconds']:.1f}", f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"]
-        self.console.print("".join(f"{c:>{width}}" for c, (_, width) in zip(cells, COLUMNS)), highlight=False, soft_wrap=True)
+        self.print_cells(cells)
+
+    def print_cells(self, cells: list[str], **style: str) -> None:
+        widths = [width for _, width in COLUMNS]
+        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        self.console.print(line, highlight=False, soft_wrap=True, **style)
 
     def on_exception(self, trainer: lightning.Trainer, module: TrainingModule, exception: BaseException) -> None:
         if self.bar is not None:

@@ -12,7 +12,9 @@ from ase.data import chemical_symbols
 from ase_equivariant.training.data import Structure
 
 
-def atomic_energies(mode: str | dict[str, float], train: list[Structure], isolated: list[Structure], numbers: Sequence[int]) -> list[float]:
+def atomic_energies(
+    mode: str | dict[str, float], train: list[Structure], isolated: list[Structure], numbers: Sequence[int]
+) -> list[float]:
     """E0 of each species, eV: given, of isolated atoms, or fitted to the energies per atom by least squares."""
     if mode == "least_squares":
         return least_squares(train, numbers).tolist()
@@ -22,8 +24,8 @@ def atomic_energies(mode: str | dict[str, float], train: list[Structure], isolat
         known = {NUMBER_OF[symbol]: energy for symbol, energy in mode.items()}
     missing = [chemical_symbols[z] for z in numbers if z not in known]
     if missing:
-        where = "isolated atoms in the training data have" if mode == "isolated" else "data.atomic_energies has"
-        raise InputError(f"{where} no energy of {', '.join(missing)}; add it, or set data.atomic_energies to least_squares")
+        where = "isolated atoms in data.train have" if mode == "isolated" else "data.atomic_energies has"
+        raise InputError(f"{where} no energy of {', '.join(missing)}; add it, or choose least_squares")
     return [float(known[z]) for z in numbers]
 
 
@@ -36,7 +38,7 @@ def least_squares(structures: list[Structure], numbers: Sequence[int]) -> np.nda
     """Energies per species that fit the energies per atom best; the mean of each element where structures have one element."""
     labelled = [s for s in structures if s.energy is not None]
     if not labelled:
-        raise InputError("data.atomic_energies is least_squares, but no training structure has an energy; give {symbol: eV}")
+        raise InputError("data.atomic_energies is 'least_squares', but no training structure has an energy")
     energies = np.array([s.energy / len(s.atoms) for s in labelled])
     return np.linalg.lstsq(composition(labelled, numbers), energies, rcond=None)[0]
 
@@ -51,7 +53,8 @@ def force_scale(mode: str, train: list[Structure], numbers: Sequence[int]) -> li
     overall = np.sqrt(np.mean(forces**2)) or 1.0
     if mode == "rms_forces":
         return [float(overall)] * len(numbers)
-    return [float(np.sqrt(np.mean(forces[species == z] ** 2))) or 1.0 if (species == z).any() else float(overall) for z in numbers]
+    by_species = [np.sqrt(np.mean(forces[species == z] ** 2)) if z in species else overall for z in numbers]
+    return [float(rms) or 1.0 for rms in by_species]
 
 
 def energy_shift(train: list[Structure], e0: Sequence[float], numbers: Sequence[int]) -> float:

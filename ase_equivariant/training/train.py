@@ -141,7 +141,7 @@ def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder
         save_potential(module.average, path)
 
     module = TrainingModule(potential, loss, config.optimizer, config.run.max_epochs)
-    identity = {name: raw.get(name) for name in ("data", "architecture", "model", "seed", "precision", "scale", "loss", "optimizer")}
+    identity = identify(raw)
     books = Bookkeeper(folder, assessor, write_model, identity, config.run.max_minutes, console)
     last = folder / "last.ckpt"
     if last.exists():
@@ -164,6 +164,12 @@ def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder
             use_distributed_sampler=False,
         )
         return run(trainer, module, loaders(config, sets), last if last.exists() else None)
+
+
+def identify(raw: dict) -> dict:
+    """What must stay as it was when a run is resumed."""
+    kept = ("architecture", "model", "seed", "precision", "scale", "loss", "optimizer")
+    return {**{name: raw.get(name) for name in kept}, "data": {k: v for k, v in raw["data"].items() if k != "test"}}
 
 
 def run(trainer: lightning.Trainer, module: TrainingModule, data: tuple, checkpoint: Path | None) -> bool:
