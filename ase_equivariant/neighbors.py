@@ -134,14 +134,14 @@ def _search(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each pair within reach once, in no particular order.
 
-    vesin sees a box that is periodic everywhere: non-periodic directions get vectors normal to the periodic ones and
-    long enough that no image is within reach. That is faster than its mixed mode. Very large extents are folded
-    instead, and pairs of images dropped, because it dies on flat boxes of more than 10⁵ search cells.
+    vesin sees a box that is periodic everywhere, which is faster than its mixed mode: non-periodic directions get
+    vectors normal to the periodic ones, and pairs with images there are dropped. The box need not hold all atoms, so
+    its size is bounded, and two fragments may be any distance apart.
     """
     normals = np.linalg.svd(cell[pbc])[2][pbc.sum() :]
     extents = 2.0 * np.abs((positions - positions[:1]) @ normals.T).max(axis=0, initial=0.0)
     box = np.array(cell, dtype=np.float64)
-    box[~pbc] = normals * np.minimum(extents + 1.01 * reach, 30.0 * reach)[:, None]
+    box[~pbc] = normals * np.minimum(extents + reach, 30.0 * reach)[:, None]
     # One thread: a search is rare, and worker threads do not survive a fork.
     search = vesin.NeighborList(cutoff=_safe_reach(box, reach), full_list=False, n_threads=1)
     i, j, shifts = search.compute(positions, box, True, "ijS")
@@ -151,7 +151,10 @@ def _search(
 
 
 def _safe_reach(box: np.ndarray, reach: float) -> float:
-    """`reach`, or more where vesin would round the number of its search cells in the flattest direction to zero."""
+    """`reach`, or more for huge flat boxes.
+
+    vesin scales more than 10⁵ search cells down; where that leaves none across the box, it would end the process.
+    """
     heights = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
     cells = np.maximum(heights // reach, 1.0)
     while cells.prod() > max(1e5, 1e5 / 8.0 * cells.min() ** 3):
