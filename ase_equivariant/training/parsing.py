@@ -1,4 +1,7 @@
-"""Plain data as frozen dataclasses, strictly: an unknown key, a wrong type or a lacking key is an `InputError` naming it."""
+"""Plain data as frozen dataclasses, strictly.
+
+An unknown key, a lacking key or a wrong type is an `InputError` that names the field, what was given and what is allowed.
+"""
 
 from __future__ import annotations
 

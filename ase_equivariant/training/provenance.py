@@ -16,7 +16,7 @@ from ase_equivariant.training.data import Structure
 from ase_equivariant.training.loss import UNITS
 
 if TYPE_CHECKING:
-    from ase_equivariant.training.train import Sets
+    from ase_equivariant.training.sets import Sets
 
 PACKAGES = ("ase-equivariant", "torch", "lightning", "e3nn", "ase", "vesin", "numpy")
 

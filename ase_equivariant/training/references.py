@@ -1,4 +1,4 @@
-"""What the network does not have to learn: reference energies of the elements, scale and shift, from the training set."""
+"""What the network need not learn: reference energies of the elements, scale and shift, from the training set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def composition(structures: list[Structure], numbers: Sequence[int]) -> np.ndarr
 
 
 def least_squares(structures: list[Structure], numbers: Sequence[int]) -> np.ndarray:
-    """Energies per species that fit the energies per atom best; the mean of each element where structures have one element."""
+    """Energies per species that fit the energies per atom best: the mean of each element if structures have one element."""
     labelled = [s for s in structures if s.energy is not None]
     if not labelled:
         raise InputError("data.atomic_energies is 'least_squares', but no training structure has an energy")

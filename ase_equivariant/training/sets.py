@@ -1,0 +1,86 @@
+"""The training, validation and test sets of a run: read, turned into graphs once, and served in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.calculators.calculator import InputError
+
+from ase_equivariant.training.config import DataConfig, TrainConfig
+from ase_equivariant.training.data import (
+    Batch,
+    Draw,
+    Structure,
+    collate,
+    element_weights,
+    make_batch,
+    read_structures,
+    split,
+)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The structures of a run and their graphs, with the atomic numbers of the training structures."""
+
+    train: list[Structure]
+    valid: list[Structure]
+    test: dict[str, list[Structure]]
+    isolated: list[Structure]  # of atoms that only give reference energies
+    graphs: dict[int, Batch]  # by id of the structure
+    numbers: list[int]
+
+    def batches(self, structures: list[Structure]) -> list[Batch]:
+        return [self.graphs[id(s)] for s in structures]
+
+
+def load_sets(config: TrainConfig, root: Path) -> Sets:
+    """Read all structures, find the elements, make the graphs, set validation structures aside."""
+
+    def read(paths: str | list[str] | None) -> list[Structure]:
+        paths = [paths] if isinstance(paths, str) else paths or []
+        return read_structures([root / path for path in paths], config.data.keys, config.loss)
+
+    train, valid = read(config.data.train), read(config.data.valid)
+    test = config.data.test if isinstance(config.data.test, dict) else {"test": config.data.test}
+    tests = {label: structures for label, paths in test.items() if (structures := read(paths))}
+    if config.loss.stress > 0 and all(s.stress is None for s in train):
+        raise InputError(
+            f"no training structure has a stress under the key {config.data.keys.stress!r} (loss.stress > 0)"
+        )
+    numbers = sorted({int(z) for s in train for z in s.atoms.numbers})
+    structures = [*train, *valid, *(s for label in tests for s in tests[label])]
+    graphs = {id(s): make_batch(s, numbers, float(config.model["cutoff"])) for s in structures}
+    isolated = []
+    if config.data.atomic_energies == "isolated":
+        isolated = [s for s in train if len(s.atoms) == 1 and graphs[id(s)].graph.n_edges == 0]
+        alone = {id(s) for s in isolated}
+        train = [s for s in train if id(s) not in alone]
+    if config.data.valid_fraction is not None:
+        train, valid = split(train, config.data.valid_fraction, config.seed)
+    if not train or not valid:
+        raise InputError(
+            f"{len(train)} training and {len(valid)} validation structures; at least one of each is needed"
+        )
+    return Sets(train, valid, tests, isolated, graphs, numbers)
+
+
+def loaders(config: TrainConfig, sets: Sets) -> tuple[torch.utils.data.DataLoader, torch.utils.data.DataLoader]:
+    """Batches for training, drawn anew each epoch, and for validation, always the same."""
+    count = config.data.epoch_structures or len(sets.train)
+    draw = Draw(structure_weights(config.data, sets.train), count, config.seed)
+    own = torch.Generator()  # spares the process's random numbers
+    common = {"batch_size": config.data.batch_size, "collate_fn": collate, "generator": own}
+    return (
+        torch.utils.data.DataLoader(sets.batches(sets.train), sampler=draw, **common),
+        torch.utils.data.DataLoader(sets.batches(sets.valid), shuffle=False, **common),
+    )
+
+
+def structure_weights(config: DataConfig, structures: list[Structure]) -> np.ndarray:
+    """How often a structure is drawn, or counts in a validation loss; the mean is 1."""
+    weights = element_weights(structures) if config.balance else np.ones(len(structures))
+    return weights / weights.mean()
