@@ -61,7 +61,7 @@ def run_md(
         draw_velocities(atoms, settings.temperature, rng)
     dynamics = make_dynamics(atoms, settings, rng)
     files = MDFiles.at(prefix)
-    failure, interrupted, started = None, False, perf_counter()
+    stopped, started = None, perf_counter()
     with Recorder(atoms, files, settings.interval) as recorder:
         try:
             for _ in dynamics.irun(settings.steps):
@@ -70,20 +70,21 @@ def run_md(
                 recorder.record(sample)
                 if observer:
                     observer(sample)
-        except KeyboardInterrupt:
-            interrupted = True
-        except (CalculationFailed, InputError) as error:
-            failure = error
+        except (KeyboardInterrupt, CalculationFailed, InputError) as error:
+            if recorder.last is None:
+                raise
+            stopped = error
+    interrupted = isinstance(stopped, KeyboardInterrupt)
     summary = summarize(settings, recorder, perf_counter() - started, interrupted)
     _restore(atoms, recorder.last)
     write(files.final, recorder.last, format="extxyz")
     plot_md(summary, recorder.samples, distance_distribution(_settled_frames(files.trajectory)))
-    if failure:
+    if stopped and not interrupted:
         raise MDStopped(
-            f"the dynamics failed after step {summary.steps} of {settings.steps}: {failure} "
-            f"(all before is kept in {files.trajectory}; try a shorter timestep, or relax the structure first)",
+            f"the dynamics failed at step {summary.steps + 1} of {settings.steps}: {stopped} "
+            f"(all before it is kept in {files.trajectory}; try a shorter timestep, or relax the structure first)",
             summary,
-        ) from failure
+        ) from stopped
     return summary
 
 

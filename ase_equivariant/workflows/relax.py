@@ -59,7 +59,7 @@ def relax(
     cell: bool = False,
     pressure: float = 0.0,
     steps: int = 500,
-    optimizer: str = "lbfgs",
+    optimizer: str = "bfgs",
     trajectory: str | Path | None = None,
     logfile: str | Path | None = None,
     observer: Callable[[RelaxStep], None] | None = None,
@@ -74,7 +74,8 @@ def relax(
     cell : whether to relax the cell too
     pressure : hydrostatic pressure on the cell, GPa
     steps : give up after this many steps
-    optimizer : a key of `OPTIMIZERS`
+    optimizer : a key of `OPTIMIZERS`; "bfgs" always goes downhill but diagonalises a 3N x 3N matrix, "lbfgs" is for
+        thousands of atoms, "fire" for rough starting structures
     trajectory, logfile : files to write every step to
     observer : called with every `RelaxStep`, the starting structure included
     """
@@ -94,7 +95,7 @@ def relax(
         # fmax=0: the optimizer never stops by itself, since it would weigh the cell's gradient per atom
         for _ in driver.irun(fmax=0.0, steps=steps):
             history.append(_measure(atoms, driver.nsteps, pressure if cell else None))
-            if frames:
+            if frames is not None:  # an empty trajectory is falsy
                 frames.write()
             if log:
                 log.write(_log_line(history[-1]))

@@ -1,0 +1,25 @@
+"""`ase-equivariant export`: a TorchScript file that runs without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ase_equivariant.cli import common
+from ase_equivariant.cli.show import say_written
+
+
+def export(
+    model: common.ModelArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="TorchScript file to write, FILE.pt.")],
+    device: Annotated[str, typer.Option(help="Where the exported model starts out: cpu, cuda ...")] = "cpu",
+    head: common.Head = None,
+) -> None:
+    """Export a model to TorchScript, with forces, stress and its metadata."""
+    from ase_equivariant.checkpoint import load_potential
+    from ase_equivariant.inference import torchscript
+
+    torchscript.export(load_potential(model), output, device, head)
+    say_written(TorchScript=output)

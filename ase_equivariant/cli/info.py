@@ -1,0 +1,108 @@
+"""`ase-equivariant info`: everything a model file says about itself, and what it gives for isolated atoms."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ase_equivariant.cli import common
+from ase_equivariant.cli.show import console, say, table
+
+if TYPE_CHECKING:
+    from ase_equivariant.potential import Potential
+
+FIRST = ("name", "architecture", "level_of_theory", "training_data", "training_data_license", "license", "citation")
+ELSEWHERE = ("format_version", "atomic_numbers", "atomic_energies", "scale", "shift", "heads", "golden", "checksum")
+
+
+def info(
+    model: common.ModelArgument,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute the file's golden structures.")] = False,
+) -> None:
+    """Show the header of a model file; exit code 1 if --verify finds wrong numbers."""
+    import torch
+
+    from ase_equivariant.checkpoint import load_potential, read_header
+    from ase_equivariant.zoo import resolve
+
+    path, header, potential = resolve(model), read_header(model), load_potential(model)
+    weights = sum(parameter.numel() for parameter in potential.architecture.parameters())
+    say(f"[bold]{escape(str(path))}[/]: {path.stat().st_size / 1e6:.2f} MB, {weights:,} weights, {potential.dtype}")
+    say(f"[bold]sha256[/]: {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    exact = potential.astype(torch.float64).eval()
+    for key in (*(key for key in FIRST if key in header), *(key for key in header if key not in (*FIRST, *ELSEWHERE))):
+        _show(key, header[key])
+    columns = ["species", "head", "E0 (eV)", "scale", "shift (eV)", "isolated atom (eV)"]
+    console().print(table(columns, _species(exact), title="species"))
+    count = len(header.get("golden", []))
+    say(f"[bold]golden structures[/]: {count}" + (", recomputed by --verify" if count and not verify else ""))
+    if verify and not _verified(exact):
+        raise typer.Exit(1)
+
+
+def _show(key: str, value: Any, indent: int = 0) -> None:
+    """A header entry: a dict of flat dicts is a table, another dict a list of entries."""
+    title = escape(key.replace("_", " "))
+    if _is_table(value):
+        columns = list(dict.fromkeys(column for row in value.values() for column in row))
+        rows = [[name, *(_text(row.get(column, "")) for column in columns)] for name, row in value.items()]
+        console().print(table(["", *columns], rows, title=title))
+    elif isinstance(value, dict):
+        say(f"{' ' * indent}[bold]{title}[/]:")
+        for inner, entry in value.items():
+            _show(inner, entry, indent + 2)
+    else:
+        say(f"{' ' * indent}[bold]{title}[/]: {escape(_text(value))}")
+
+
+def _is_table(value: Any) -> bool:
+    rows = list(value.values()) if isinstance(value, dict) else []
+    return bool(rows) and all(isinstance(row, dict) and not any(map(_is_nested, row.values())) for row in rows)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(entry) for entry in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _species(exact: Potential) -> list[list[str]]:
+    """One row per species and head; the last column is what the model really gives for an atom alone."""
+    from ase import Atoms
+    from ase.data import chemical_symbols
+
+    from ase_equivariant.derivatives import predict
+    from ase_equivariant.graph import concatenate, from_atoms
+
+    numbers, rows = exact.atomic_numbers, []
+    for h, head in enumerate(exact.heads):
+        alone = concatenate([from_atoms(Atoms(numbers=[z]), numbers, exact.cutoff, head=h) for z in numbers])
+        energies = predict(exact, alone, forces=False).energy.tolist()
+        for s, z in enumerate(numbers):
+            table_values = (exact.atomic_energies[h, s], exact.scale[h, s], exact.shift[h, s], energies[s])
+            rows.append([chemical_symbols[z], head, *(f"{float(value):.6f}" for value in table_values)])
+    return rows
+
+
+def _verified(potential: Potential) -> bool:
+    """Whether the model in float64 reproduces its golden structures on this machine."""
+    from ase_equivariant.calculator import TOLERANCES
+    from ase_equivariant.checkpoint import verify_golden
+
+    errors, allowed = verify_golden(potential), TOLERANCES["float64"]
+    units = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+    rows = [[f"{name} ({units[name]})", f"{error:.1e}", f"{allowed[name]:.0e}"] for name, error in errors.items()]
+    if not rows:
+        say("[bold red]Nothing to verify[/]: the file holds no golden structures")
+        return False
+    console().print(table(["golden structures, float64", "largest error", "allowed"], rows))
+    good = all(error <= allowed[name] for name, error in errors.items())
+    say("[bold green]Verified[/] on this machine" if good else "[bold red]Wrong numbers on this machine[/]")
+    return good

@@ -1,0 +1,252 @@
+"""The command line: what it prints and writes, its exit codes, and one sentence for everything a user can put right."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.io import read, write
+from tiny import tiny_potential
+
+from ase_equivariant import EquivariantCalculator, save_potential, zoo
+from ase_equivariant.checkpoint import golden_structures
+from ase_equivariant.cli.main import main
+
+HEAVY = ("torch", "ase", "numpy", "matplotlib", "e3nn", "lightning")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model file with everything that a header can hold, and a second head."""
+    potential = tiny_potential(dtype=torch.float32, heads=("pbe", "r2scan"))
+    crystal = bulk("Si", cubic=True)
+    crystal.rattle(0.05, seed=0)
+    potential.metadata.update(
+        name="tiny",
+        default_head="pbe",
+        level_of_theory="PBE [plane waves]",
+        license="MIT",
+        citation="Nobody, J. Irreprod. Res. 1, 1",
+        errors={"test": {"energy_meV_per_atom": 1.25, "forces_meV_per_A": 20.5}},
+        provenance={"seed": 1, "structures": {"train": 10, "validation": [1, 2]}},
+    )
+    potential.metadata["golden"] = golden_structures(potential, [crystal])
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    save_potential(potential, path)
+    return path
+
+
+@pytest.fixture
+def silicon(tmp_path):
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05, seed=0)
+    write(tmp_path / "si.xyz", atoms)
+    return tmp_path / "si.xyz"
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; gives its exit code, stdout and stderr."""
+
+    def runner(*args):
+        with pytest.raises(SystemExit) as end:
+            main([str(arg) for arg in args])
+        return end.value.code or 0, *capsys.readouterr()
+
+    return runner
+
+
+@pytest.mark.parametrize("command", ["", "models", "info", "evaluate", "relax", "md", "train", "export"])
+def test_help_imports_nothing_heavy(command):
+    code = f"""
+import sys
+from ase_equivariant.cli.main import main
+try:
+    main({[command, "--help"] if command else ["--help"]})
+except SystemExit:
+    print(sorted(set({HEAVY}) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_models_lists_what_is_shipped(run, model, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", model.parent)
+    code, out, _ = run("models")
+    assert code == 0
+    assert all(word in out for word in ("tiny", "H C O Si Cu", "mace", "PBE [plane waves]", "MIT"))
+
+
+def test_models_says_so_when_nothing_is_shipped(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", tmp_path)
+    assert "No models are shipped" in run("models")[1]
+
+
+def test_info_shows_the_header_and_what_an_isolated_atom_gives(run, model):
+    code, out, _ = run("info", model)
+    assert code == 0
+    words = ("hidden irreps: 6x0e+6x1o", "cutoff: 4", "PBE [plane waves]", "MIT", "Nobody", "1.25", "validation: 1, 2")
+    assert all(word in out for word in (*words, "sha256", "golden structures: 1"))
+    alone = Atoms("Si")
+    for head in ("pbe", "r2scan"):
+        alone.calc = EquivariantCalculator(model, dtype="float64", head=head)
+        row = next(line.split() for line in out.splitlines() if line.split()[:2] == ["Si", head])
+        assert float(row[-1]) == pytest.approx(alone.get_potential_energy(), abs=1e-6)
+
+
+def test_info_verifies_golden_structures_and_notices_wrong_ones(run, model, tmp_path):
+    code, out, _ = run("info", model, "--verify")
+    assert code == 0
+    assert "Verified" in out
+    wrong = tiny_potential()
+    wrong.metadata["golden"] = golden_structures(wrong, [bulk("Si")])
+    wrong.metadata["golden"][0]["energy"] += 0.1
+    save_potential(wrong, tmp_path / "wrong.safetensors")
+    code, out, _ = run("info", tmp_path / "wrong.safetensors", "--verify")
+    assert code == 1
+    assert "Wrong numbers" in out
+
+
+def test_relax_converges_writes_structure_trajectory_and_log(run, model, silicon, tmp_path):
+    code, out, _ = run(
+        "relax", silicon, "-m", model, "-o", tmp_path / "out.vasp", "--cell", "--fmax", 0.05, "--smax", 1
+    )
+    assert code == 0
+    assert "Converged" in out
+    relaxed = read(tmp_path / "out.vasp")
+    relaxed.calc = EquivariantCalculator(model)
+    assert np.linalg.norm(relaxed.get_forces(), axis=1).max() < 0.05
+    assert len(read(tmp_path / "out-relax.traj", ":")) >= 1
+    assert "fmax" in (tmp_path / "out-relax.log").read_text()
+
+
+def test_relax_exits_with_1_when_not_converged_and_keeps_the_structure(run, model, silicon, tmp_path):
+    code, out, _ = run("relax", silicon, "-m", model, "-o", tmp_path / "out.xyz", "--fmax", 1e-9, "--steps", 2)
+    assert code == 1
+    assert "Not converged within 2 steps" in out
+    assert len(read(tmp_path / "out.xyz")) == 8
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt-langevin", "nvt-nhc", "npt"])
+def test_md_of_a_supercell_ends_with_a_summary_and_a_picture(ensemble, run, model, silicon, tmp_path):
+    options = ("--ensemble", ensemble, "--steps", 4, "--interval", 2, "--supercell", "2,1,1")
+    code, out, _ = run("md", silicon, "-m", model, "-o", tmp_path / "run", *options)
+    assert code == 0
+    assert all(word in out for word in ("Si16 (16 atoms)", "ns/day", "temperature (K)", "pressure (GPa)", "run.png"))
+    assert [len(frame) for frame in read(tmp_path / "run.traj", ":")] == [16, 16, 16]
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+
+
+def test_md_continues_velocities_but_not_into_a_supercell(run, model, silicon, tmp_path):
+    first = ("md", silicon, "-m", model, "-o", tmp_path / "first", "--steps", 2)
+    assert "new velocities" in run(*first)[1]
+    again = ("md", tmp_path / "first-final.xyz", "-m", model, "-o", tmp_path / "second", "--steps", 2)
+    assert "velocities of the file" in run(*again)[1]
+    assert "new velocities" in run(*again, "--supercell", "2,2,2")[1]
+
+
+def test_ctrl_c_ends_md_with_its_summary_and_picture(run, model, silicon, tmp_path, monkeypatch):
+    calculate = EquivariantCalculator.calculate
+
+    def interrupted(self, *args, **kwargs):
+        if self.calls == 4:
+            raise KeyboardInterrupt
+        calculate(self, *args, **kwargs)
+
+    monkeypatch.setattr(EquivariantCalculator, "calculate", interrupted)
+    code, out, _ = run("md", silicon, "-m", model, "-o", tmp_path / "run", "--steps", 20)
+    assert code == 130
+    assert "Interrupted after 3 of 20 steps" in out
+    assert "temperature (K)" in out
+    assert (tmp_path / "run.png").exists()
+
+
+def test_evaluate_writes_results_of_all_frames_and_errors_against_labels(run, model, silicon, tmp_path):
+    atoms = read(silicon)
+    atoms.calc = EquivariantCalculator(model)
+    atoms.get_forces()
+    write(tmp_path / "labelled.xyz", [atoms, atoms, molecule("H2O")])
+    code, out, _ = run("evaluate", tmp_path / "labelled.xyz", "-m", model, "-o", tmp_path / "out.traj")
+    assert code == 0
+    assert "forces on Si" in out
+    crystal, _, water = read(tmp_path / "out.traj", ":")
+    np.testing.assert_allclose(crystal.get_forces(), atoms.get_forces(), atol=1e-5)
+    assert crystal.info["ref_energy"] == pytest.approx(atoms.get_potential_energy())
+    assert water.get_forces().shape == (3, 3)
+    run("evaluate", f"{tmp_path / 'labelled.xyz'}@2:", "-m", model, "-o", tmp_path / "out.traj")
+    assert len(read(tmp_path / "out.traj", ":")) == 1
+
+
+def test_the_head_decides_the_energy(run, model, silicon, tmp_path):
+    energies = []
+    for head in ("pbe", "r2scan"):
+        run("evaluate", silicon, "-m", model, "-o", tmp_path / "out.xyz", "--head", head)
+        energies.append(read(tmp_path / "out.xyz").get_potential_energy())
+    assert abs(energies[0] - energies[1]) > 0.1
+
+
+def test_export_writes_a_file_that_torch_loads(run, model, tmp_path):
+    assert run("export", model, "-o", tmp_path / "model.pt")[0] == 0
+    with pytest.warns(DeprecationWarning):
+        assert torch.jit.load(tmp_path / "model.pt")
+
+
+BAD = {
+    "no such model": (("relax", "{si}", "-m", "nope", "-o", "{out}.xyz"), "unknown model 'nope'"),
+    "no such file": (("relax", "nothing.xyz", "-m", "{model}", "-o", "{out}.xyz"), "there is no file nothing.xyz"),
+    "empty file": (("md", "{empty}", "-m", "{model}", "-o", "{out}"), "cannot read structures from"),
+    "not a structure": (("evaluate", "{text}", "-m", "{model}", "-o", "{out}.xyz"), "cannot read structures from"),
+    "no such frame": (("relax", "{si}@7", "-m", "{model}", "-o", "{out}.xyz"), "cannot read structures from"),
+    "no such format": (("relax", "{si}", "-m", "{model}", "-o", "{out}.docx"), "ASE cannot write a file called"),
+    "no such folder": (("relax", "{si}", "-m", "{model}", "-o", "{out}/x.xyz"), "there is no directory"),
+    "one frame only": (("evaluate", "{two}", "-m", "{model}", "-o", "{out}.vasp"), "cannot write"),
+    "ensemble": (
+        ("md", "{si}", "-m", "{model}", "-o", "{out}", "--ensemble", "nvt"),
+        "nve, nvt-langevin, nvt-nhc, npt",
+    ),
+    "temperature": (("md", "{si}", "-m", "{model}", "-o", "{out}", "--temperature", "0"), "temperature must be"),
+    "supercell": (("md", "{si}", "-m", "{model}", "-o", "{out}", "--supercell", "3x3"), "three whole numbers"),
+    "molecule npt": (("md", "{h2o}", "-m", "{model}", "-o", "{out}", "--ensemble", "npt"), "periodic in all three"),
+    "molecule repeated": (("md", "{h2o}", "-m", "{model}", "-o", "{out}", "--supercell", "2,1,1"), "no cell vector"),
+    "molecule pressed": (("relax", "{h2o}", "-m", "{model}", "-o", "{out}.xyz", "--cell"), "periodic in all three"),
+    "unknown element": (("relax", "{gold}", "-m", "{model}", "-o", "{out}.xyz"), "Au"),
+    "head": (("relax", "{si}", "-m", "{model}", "-o", "{out}.xyz", "--head", "mp2"), "pbe, r2scan"),
+    "dtype": (("relax", "{si}", "-m", "{model}", "-o", "{out}.xyz", "--dtype", "half"), "float32, float64"),
+    "not a model": (("info", "{si}"), "si.xyz"),
+    "no such config": (("train", "nothing.yaml"), "nothing.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_on_stderr_with_exit_code_2_and_leaves_no_file(case, run, model, silicon, tmp_path):
+    files = {name: tmp_path / f"{name}.xyz" for name in ("empty", "text", "two", "h2o", "gold")}
+    files["empty"].touch()
+    files["text"].write_text("Lorem ipsum\ndolor sit amet\n")
+    write(files["two"], [bulk("Si"), bulk("Si")])
+    write(files["h2o"], molecule("H2O"))
+    write(files["gold"], bulk("Au"))
+    before = sorted(tmp_path.iterdir())
+    command, words = BAD[case]
+    args = [part.format(**files, si=silicon, model=model, out=tmp_path / "out") for part in command]
+    code, _, err = run(*args)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_wrong_options_are_usage_errors(run, silicon):
+    code, _, err = run("md", silicon, "--steps", "many")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_our_own_mistakes_are_not_hidden(monkeypatch, silicon, model, tmp_path):
+    monkeypatch.setattr(EquivariantCalculator, "calculate", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["relax", str(silicon), "-m", str(model), "-o", str(tmp_path / "out.xyz")])
