@@ -191,7 +191,7 @@ def test_the_head_decides_the_energy(run, model, silicon, tmp_path):
 
 def test_export_writes_a_file_that_torch_loads(run, model, tmp_path):
     assert run("export", model, "-o", tmp_path / "model.pt")[0] == 0
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
         assert torch.jit.load(tmp_path / "model.pt")
 
 
