@@ -35,15 +35,15 @@ def predict(potential: Potential, graph: Graph, forces: bool = True, create_grap
     with torch.set_grad_enabled(forces or create_graph):
         node_energies = potential(vectors, graph.species, graph.senders, graph.receivers, graph.heads[graph.batch])
         energy = node_energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, node_energies)
-    if not forces:
-        return Prediction(energy, node_energies)
-    gradients = edge_gradients(node_energies, vectors, create_graph)
-    return Prediction(
-        energy=energy if create_graph else energy.detach(),
-        node_energies=node_energies if create_graph else node_energies.detach(),
-        forces=sum_forces(gradients, graph.senders, graph.receivers, graph.n_nodes),
-        strain_gradient=sum_strain(gradients, vectors.detach(), graph.batch[graph.receivers], graph.n_graphs),
-    )
+        if not forces:
+            return Prediction(energy, node_energies)
+        gradients = edge_gradients(node_energies, vectors, create_graph)
+        return Prediction(
+            energy=energy if create_graph else energy.detach(),
+            node_energies=node_energies if create_graph else node_energies.detach(),
+            forces=sum_forces(gradients, graph.senders, graph.receivers, graph.n_nodes),
+            strain_gradient=sum_strain(gradients, vectors.detach(), graph.batch[graph.receivers], graph.n_graphs),
+        )
 
 
 def edge_gradients(node_energies: Tensor, vectors: Tensor, create_graph: bool = False) -> Tensor:

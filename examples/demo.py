@@ -15,7 +15,7 @@ from ase_equivariant.cli.show import say, say_written
 from ase_equivariant.workflows import MDSettings
 
 MODEL = "mace-mlearn"
-REPEAT, NVT_STEPS, NPT_STEPS = 3, 200, 300
+REPEAT, NVT_STEPS, NPT_STEPS = 3, 400, 600
 OUTPUT = Path("demo")
 
 
@@ -35,8 +35,8 @@ def main() -> None:
     atoms = crystal * (REPEAT, REPEAT, REPEAT)
     atoms.calc = calculator
     stages = (
-        ("Nosé–Hoover chain", MDSettings(ensemble="nvt-nhc", temperature=300, timestep=2, steps=NVT_STEPS, interval=2)),
-        ("constant pressure", MDSettings(ensemble="npt", temperature=300, timestep=2, steps=NPT_STEPS, interval=2)),
+        ("Nosé–Hoover chain", MDSettings(ensemble="nvt-nhc", temperature=300, timestep=2, steps=NVT_STEPS, interval=4)),
+        ("constant pressure", MDSettings(ensemble="npt", temperature=300, timestep=2, steps=NPT_STEPS, interval=4)),
     )
     for number, (title, settings) in enumerate(stages, start=2):
         say(f"\n[bold]{number}. Molecular dynamics of {len(atoms)} atoms: {title}[/]")

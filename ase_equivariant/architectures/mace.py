@@ -1,13 +1,15 @@
 """MACE: many-body messages from products of an equivariant density (Batatia et al. 2022, arXiv 2206.07697).
 
     h⁰_i = W_{z_i}                                           embedding
-    A_i  = 1/N̄ · W Σ_j R(r_ij) Y(r_ij) ⊗ W h_j               convolution             eq. (8)
+    A_i  = 1/√N̄ · W Σ_j R(r_ij) Y(r_ij) ⊗ W h_j               convolution             eq. (8)
     m_i  = Σ_ν Σ_η W_{z_i,η} 𝒞_η (A_i ⊗ … ⊗ A_i)             symmetric contraction   eqs. (10), (11)
     h'_i = W m_i (+ W_{z_i} h_i)                             update                  eq. (12)
     E_i  = Σ_t readout_t(h^t_i)                              linear, at last an MLP  eq. (13)
 
 Two kinds of interaction: "residual" adds the species-dependent linear map of h_i as above; "nonresidual" applies a
 species-dependent linear map to A_i instead, so that an atom without neighbours has no energy of interaction at all.
+The sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄: the same functions, but products
+of A_i start at order one and are learned from the first step.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class Layer(torch.nn.Module):
     ):
         super().__init__()
         self.residual = kind == "residual"
-        self.norm = 1.0 / config.avg_num_neighbors
+        self.norm = config.avg_num_neighbors**-0.5
         density = harmonics_irreps(config.l_max, irreps_out[0].mul)
         self.linear_up = Linear(irreps_in, irreps_in, generator)
         self.convolution = Convolution(irreps_in, config.l_max, density)

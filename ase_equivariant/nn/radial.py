@@ -1,7 +1,9 @@
 """Radial functions: Bessel basis, smooth envelope, and the multilayer perceptron that turns them into path weights.
 
-    e_n(r) = √(2/r_c) sin(nπr/r_c)/r · f(r/r_c)                       (DimeNet eqs. 7 and 8; NequIP eq. 6)
+    e_n(r) = √(2/r_c) sin(nπr/r_c)/r · √(r_c³/3) · f(r/r_c)           (DimeNet eqs. 7 and 8; NequIP eq. 6)
     R_k,path(r) = MLP(e_1(r) … e_N(r))                                (no bias, so R vanishes smoothly at r_c)
+
+√(r_c³/3) gives each Bessel function unit mean square over the cutoff sphere, so that the network starts with inputs of order one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class RadialBasis(torch.nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, lengths: Tensor) -> Tensor:
-        bessel = math.sqrt(2.0 / self.cutoff) * torch.sin(lengths.unsqueeze(-1) * self.frequencies)
+        bessel = math.sqrt(2.0 / 3.0) * self.cutoff * torch.sin(lengths.unsqueeze(-1) * self.frequencies)
         return bessel * (self.envelope(lengths) / lengths).unsqueeze(-1)
 
     @torch.jit.export

@@ -74,11 +74,7 @@ class TrainingModule(lightning.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        """Move the average towards the weights; early in training faster, so that it forgets where it began."""
-        n = self.trainer.global_step
-        decay = min(self.config.ema, (1 + n) / (10 + n))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.potential.parameters()), 1 - decay)
+        follow(self.average, self.potential, self.trainer.global_step, self.config.ema)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         with torch.enable_grad():  # forces are gradients
@@ -106,3 +102,10 @@ class TrainingModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.plateau_state = checkpoint["plateau"]
+
+
+def follow(average: torch.nn.Module, module: torch.nn.Module, step: int, decay: float) -> None:
+    """Move averaged weights towards the weights; early in training faster, so that they forget where they began."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), weight)

@@ -35,7 +35,7 @@ from ase_equivariant.training.sets import Sets, load_sets, loaders, structure_we
 def train(config_path: Path | str, console: Console | None = None) -> Path:
     """Train the potential that a configuration describes, or continue; returns the path of the model file.
 
-    Raises KeyboardInterrupt after Ctrl-C, when the best model so far and the state of the last finished epoch are saved.
+    Raises KeyboardInterrupt after Ctrl-C; the best model and the state of the last finished epoch are then on disk.
     """
     config_path, console = Path(config_path), console or Console()
     config, raw = read_config(config_path)
