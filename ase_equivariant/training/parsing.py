@@ -1,6 +1,6 @@
 """Plain data as frozen dataclasses, strictly.
 
-An unknown key, a lacking key or a wrong type is an `InputError` that names the field, what was given and what is allowed.
+An unknown key, a lacking key or a wrong type is an `InputError` that names the field, the value and what is allowed.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def composition(structures: list[Structure], numbers: Sequence[int]) -> np.ndarr
 
 
 def least_squares(structures: list[Structure], numbers: Sequence[int]) -> np.ndarray:
-    """Energies per species that fit the energies per atom best: the mean of each element if structures have one element."""
+    """Energies per species that fit the energies per atom best; of a set of pure elements, the mean of each."""
     labelled = [s for s in structures if s.energy is not None]
     if not labelled:
         raise InputError("data.atomic_energies is 'least_squares', but no training structure has an energy")

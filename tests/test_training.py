@@ -1,0 +1,544 @@
+"""Training on tiny sets labelled by ASE's EMT: what is learned, what is written, and what a break costs (nothing)."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import io
+import json
+import os
+import signal
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import InputError
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from rich.console import Console
+
+pytest.importorskip("lightning")
+
+from ase_equivariant.checkpoint import load_potential, read_header, verify_golden
+from ase_equivariant.derivatives import predict
+from ase_equivariant.graph import from_atoms
+from ase_equivariant.training import references
+from ase_equivariant.training.config import Keys, LossConfig, read_config
+from ase_equivariant.training.data import Draw, collate, element_weights, make_batch, read_structures, split
+from ase_equivariant.training.loss import Loss, Residuals, residuals
+from ase_equivariant.training.module import TrainingModule, follow
+from ase_equivariant.training.train import train
+
+MODEL = {"cutoff": 4.0, "num_bessel": 4, "radial_mlp": [8], "l_max": 1, "hidden_irreps": "4x0e", "correlation": 2}
+
+
+def labelled(symbol: str, seed: int, size: int = 1) -> Atoms:
+    """A strained, rattled crystal with EMT's energy, forces and stress."""
+    atoms = bulk(symbol, cubic=True) * (size, 1, 1)
+    rng = np.random.default_rng(seed)
+    atoms.set_cell(atoms.cell @ (np.eye(3) + rng.normal(scale=0.02, size=(3, 3))), scale_atoms=True)
+    atoms.positions += rng.normal(scale=0.1, size=(len(atoms), 3))
+    atoms.calc = EMT()
+    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def write_config(folder, **changes):
+    """CONFIG.yaml with small settings; `changes` replace sections, or single keys of sections given as dictionaries."""
+    config = {
+        "name": "tiny",
+        "output": "run",
+        "data": {"train": "train.extxyz", "valid": "valid.extxyz", "batch_size": 3},
+        "architecture": "mace",
+        "model": MODEL,
+        "loss": {"energy": 1.0, "forces": 10.0, "stress": 100.0},
+        "optimizer": {"lr": 0.02, "ema": 0.9},
+        "run": {"max_epochs": 4, "accelerator": "cpu"},
+        "golden": 2,
+    }
+    for name, value in changes.items():
+        merge = isinstance(value, dict) and isinstance(config.get(name), dict)
+        config[name] = {**config[name], **value} if merge else value
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def write_sets(folder):
+    ase.io.write(folder / "train.extxyz", [labelled(s, seed) for seed in range(4) for s in ("Cu", "Ni")])
+    ase.io.write(folder / "valid.extxyz", [labelled("Cu", 10), labelled("Ni", 11, 2), labelled("Cu", 12)])
+    return folder
+
+
+def quietly(path):
+    return train(path, Console(file=io.StringIO(), width=200))
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its folder, and the process-wide state before and after it."""
+    folder = write_sets(tmp_path_factory.mktemp("finished"))
+    metadata = {"license": "MIT", "level_of_theory": "EMT", "training_data_license": "CC0"}
+    path = write_config(
+        folder,
+        data={"test": {"same": "valid.extxyz"}},
+        run={"max_epochs": 60},
+        optimizer={"schedule": "cosine"},
+        metadata=metadata,
+    )
+
+    def state():
+        return (
+            torch.get_rng_state().tolist(),
+            torch.get_default_dtype(),
+            signal.getsignal(signal.SIGINT),
+            sorted(os.environ),
+        )
+
+    before = state()
+    model = quietly(path)
+    return folder, model, before, state()
+
+
+@pytest.fixture
+def sets(tmp_path):
+    return write_sets(tmp_path)
+
+
+# What is learned and written
+
+
+def test_loss_on_a_handful_of_structures_falls_twentyfold(finished):
+    log = log_of(finished[0])
+    assert log[-1]["train_loss"] < log[0]["train_loss"] / 20
+    assert min(row["valid_loss"] for row in log) < log[0]["valid_loss"] / 5
+
+
+def test_cosine_schedule_ends_near_zero(finished):
+    log = log_of(finished[0])
+    assert log[0]["lr"] == 0.02
+    assert 0 < log[-1]["lr"] < 1e-4
+
+
+def test_process_global_state_is_untouched(finished):
+    assert finished[2] == finished[3]
+
+
+def test_folder_holds_the_log_the_checkpoint_and_the_model_and_nothing_else(finished):
+    assert sorted(p.name for p in (finished[0] / "run").iterdir()) == ["last.ckpt", "log.jsonl", "tiny.safetensors"]
+    assert sorted(p.name for p in finished[0].iterdir()) == ["config.yaml", "run", "train.extxyz", "valid.extxyz"]
+
+
+def test_header_says_where_the_model_comes_from(finished):
+    header = read_header(finished[1])
+    assert (header["name"], header["license"], header["level_of_theory"]) == ("tiny", "MIT", "EMT")
+    assert header["atomic_numbers"] == [28, 29]
+    assert header["atomic_energies_source"] == "least squares"
+    provenance = header["provenance"]
+    assert provenance["structures"] == {"train": 8, "validation": 3}
+    assert provenance["config"]["model"] == MODEL
+    assert provenance["packages"]["torch"] == torch.__version__
+    assert len(header["golden"]) == 2
+    assert str(finished[0]) not in json.dumps(header)
+
+
+def test_reported_errors_are_those_of_the_written_model(finished):
+    potential = load_potential(finished[1])
+    frames = ase.io.read(finished[0] / "valid.extxyz", ":")
+    energy, forces, stress = [], [], []
+    for atoms in frames:
+        result = predict(potential, from_atoms(atoms, potential.atomic_numbers, potential.cutoff))
+        energy.append((result.energy.item() - atoms.get_potential_energy()) / len(atoms))
+        forces.append(result.forces.numpy() - atoms.get_forces())
+        stress.append(result.strain_gradient[0].numpy() / atoms.cell.volume - atoms.get_stress(voigt=False))
+    stress = np.array(stress)[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+    expected = {"energy": np.array(energy), "forces": np.concatenate(forces), "stress": stress}
+    header = read_header(finished[1])
+    for reported in (header["errors"]["validation"]["all"], header["errors"]["test"]["same"]["all"]):
+        for name, difference in expected.items():
+            assert reported[f"{name}_rmse"] == pytest.approx(1000 * np.sqrt(np.mean(difference**2)), rel=1e-3)
+            assert reported[f"{name}_mae"] == pytest.approx(1000 * np.mean(np.abs(difference)), rel=1e-3)
+    assert set(header["errors"]["validation"]) == {"all", "Cu", "Ni"}
+    cu = [0, 2]
+    rmse = 1000 * np.sqrt(np.mean(expected["energy"][cu] ** 2))
+    assert header["errors"]["validation"]["Cu"]["energy_rmse"] == pytest.approx(rmse, rel=1e-3)
+
+
+def test_best_epoch_is_written_and_proves_itself(finished):
+    header = read_header(finished[1])
+    log = log_of(finished[0])
+    assert header["provenance"]["epoch"] == int(np.argmin([row["valid_loss"] for row in log]))
+    errors = verify_golden(load_potential(finished[1]))
+    assert max(errors.values()) < 1e-4
+
+
+# A break costs nothing
+
+
+def states_of(folder):
+    checkpoint = torch.load(folder / "run" / "last.ckpt", weights_only=True)
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    tensors = {f"{i}.{k}": v for i, entry in optimizer.items() for k, v in entry.items()}
+    return checkpoint, {**checkpoint["state_dict"], **tensors}
+
+
+def without_time(log):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in log]
+
+
+def test_run_broken_by_a_full_disk_and_a_kill_equals_the_unbroken_run(sets, tmp_path_factory, monkeypatch):
+    settings = {"run": {"max_epochs": 5}, "optimizer": {"patience": 0}, "data": {"balance": "elements"}}
+    whole = write_sets(tmp_path_factory.mktemp("whole"))
+    quietly(write_config(whole, **settings))
+
+    path = write_config(sets, **settings)
+    fsync, writes = os.fsync, []
+
+    def full_disk(descriptor):
+        writes.append(descriptor)
+        return fsync(descriptor) if len(writes) < 9 else raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)  # the ninth file: log, model and checkpoint of three epochs
+        with pytest.raises(InputError, match=r"last\.ckpt: No space left"):
+            quietly(path)
+    assert states_of(sets)[0]["epoch"] == 1
+    step, calls = TrainingModule.training_step, []
+
+    def killed(self, batch, index):
+        calls.append(index)
+        return step(self, batch, index) if len(calls) < 5 else raising(MemoryError("killed"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", killed)
+        with pytest.raises(MemoryError):
+            quietly(path)
+    assert states_of(sets)[0]["epoch"] == 2
+    quietly(path)
+
+    (one, weights), (two, expected) = states_of(sets), states_of(whole)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert one["plateau"] == two["plateau"]
+    assert without_time(log_of(sets)) == without_time(log_of(whole))
+    assert (sets / "run" / "tiny.safetensors").read_bytes() == (whole / "run" / "tiny.safetensors").read_bytes()
+    assert not list((sets / "run").glob(".*"))
+
+
+def raising(error):
+    raise error
+
+
+def test_control_another_seed_gives_other_weights(sets, tmp_path_factory):
+    other = write_sets(tmp_path_factory.mktemp("other"))
+    quietly(write_config(sets, run={"max_epochs": 1}))
+    quietly(write_config(other, run={"max_epochs": 1}, seed=1))
+    assert log_of(sets)[0]["valid_loss"] != log_of(other)[0]["valid_loss"]
+
+
+def test_finished_run_goes_on_with_more_epochs_but_not_with_other_data_or_model(sets):
+    quietly(write_config(sets, run={"max_epochs": 1}))
+    quietly(write_config(sets, run={"max_epochs": 2}))
+    assert [row["epoch"] for row in log_of(sets)] == [0, 1]
+    with pytest.raises(InputError, match=r"last\.ckpt is of a run with other values of model, loss"):
+        quietly(write_config(sets, run={"max_epochs": 3}, model={"correlation": 1}, loss={"forces": 1.0}))
+    (sets / "run" / "last.ckpt").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"cannot resume from .*last\.ckpt"):
+        quietly(write_config(sets, run={"max_epochs": 3}))
+
+
+def test_time_budget_stops_after_an_epoch(sets):
+    quietly(write_config(sets, run={"max_epochs": 50, "max_minutes": 1e-6}))
+    assert len(log_of(sets)) == 1
+
+
+def test_interrupt_leaves_the_best_model_and_says_so(sets, monkeypatch):
+    step = TrainingModule.training_step
+    monkeypatch.setattr(
+        TrainingModule,
+        "training_step",
+        lambda self, batch, i: step(self, batch, i) if self.current_epoch < 1 else raising(KeyboardInterrupt()),
+    )
+    handler, out = signal.getsignal(signal.SIGINT), io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        train(write_config(sets), Console(file=out))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "tiny.safetensors; the same command continues" in out.getvalue()
+    assert read_header(sets / "run" / "tiny.safetensors")["provenance"]["epoch"] == 0
+
+
+# Averaged weights, loss, reference energies
+
+
+def test_averaged_weights_are_an_exponential_moving_average():
+    module = torch.nn.Linear(2, 2)
+    average = copy.deepcopy(module)
+    expected = module.weight.detach().clone()
+    for step in (1, 2, 500):
+        module.weight.data += 1.0
+        follow(average, module, step, 0.9)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * module.weight.detach()
+    assert torch.allclose(average.weight, expected, atol=1e-6)
+    assert not torch.allclose(average.weight, module.weight, atol=0.1)
+
+
+def energies_only(x):
+    return Residuals(torch.tensor(x, dtype=torch.float64), torch.ones(len(x), dtype=torch.float64))
+
+
+def test_huber_loss_is_the_square_below_delta_and_linear_beyond():
+    square = Loss(LossConfig(energy=2.0, forces=0.0))
+    huber = Loss(LossConfig(energy=2.0, forces=0.0, huber_delta=0.5))
+    assert huber(energies_only([0.1, -0.3])) == square(energies_only([0.1, -0.3])) == pytest.approx(0.1)
+    assert huber(energies_only([2.0])).item() == pytest.approx(2 * 0.5 * (2 * 2.0 - 0.5))
+    assert square(energies_only([2.0])).item() == pytest.approx(8.0)
+
+
+def structures_of(folder, frames, loss=None, keys=None):
+    ase.io.write(folder / "frames.extxyz", frames)
+    return read_structures([folder / "frames.extxyz"], keys or Keys(), loss or LossConfig())
+
+
+def test_structures_without_stress_do_not_count_in_its_mean(tmp_path):
+    frames = [labelled("Cu", 0), labelled("Cu", 1)]
+    del frames[1].calc.results["stress"]
+    with_stress, without = structures_of(tmp_path, frames)
+    assert without.stress is None
+    loss = Loss(LossConfig(energy=0.0, forces=0.0, stress=1.0))
+    batches = [make_batch(s, [29], 4.0) for s in (with_stress, without)]
+    zero = torch.zeros
+    alone, both, nothing = (
+        loss(residuals(FakePrediction(zero(len(b.energy)), zero(b.forces.shape), zero(b.stress.shape)), b))
+        for b in (batches[0], collate(batches), batches[1])
+    )
+    assert both == alone
+    assert alone.item() == pytest.approx(np.mean(with_stress.stress**2))
+    assert nothing == 0
+
+
+class FakePrediction:
+    def __init__(self, energy, forces, strain_gradient):
+        self.energy, self.forces, self.strain_gradient = energy, forces, strain_gradient
+
+
+def mixed(composition, energy):
+    atoms = Atoms(composition, positions=[(3.0 * i, 0, 0) for i in range(len(Atoms(composition)))])
+    atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    return atoms
+
+
+def test_reference_energies_are_fitted_given_or_of_isolated_atoms(tmp_path):
+    frames = [mixed("Cu2Ni", -7.0), mixed("CuNi2", -8.0), mixed("Cu", -1.0), mixed("Ni", -2.0)]
+    structures = structures_of(tmp_path, frames, LossConfig(forces=0.0))
+    compounds, atoms = structures[:2], structures[2:]
+    numbers = [28, 29]
+    assert references.atomic_energies("least_squares", compounds, [], numbers) == pytest.approx([-3.0, -2.0])
+    assert references.atomic_energies("isolated", compounds, atoms, numbers) == [-2.0, -1.0]
+    assert references.atomic_energies({"Ni": 5.0, "Cu": 7.0}, compounds, [], numbers) == [5.0, 7.0]
+    with pytest.raises(InputError, match="isolated atoms in data.train have no energy of Ni"):
+        references.atomic_energies("isolated", compounds, atoms[:1], numbers)
+    with pytest.raises(InputError, match="data.atomic_energies has no energy of Cu"):
+        references.atomic_energies({"Ni": 1.0}, compounds, [], numbers)
+    shift = references.energy_shift(compounds, [-2.0, -1.0], numbers)
+    assert shift == pytest.approx(np.mean([(-7 + 4) / 3, (-8 + 5) / 3]))
+
+
+def test_fitted_energy_of_an_element_alone_is_its_mean_per_atom(tmp_path):
+    frames = [labelled("Cu", 0), labelled("Cu", 1, 2), labelled("Ni", 2)]
+    mean = np.mean([frame.get_potential_energy() / len(frame) for frame in frames[:2]])
+    structures = structures_of(tmp_path, frames)
+    assert references.least_squares(structures, [28, 29])[1] == pytest.approx(mean)
+    assert references.energy_shift(
+        structures, references.least_squares(structures, [28, 29]), [28, 29]
+    ) == pytest.approx(0)
+
+
+def test_scale_is_the_rms_force_of_all_or_of_each_species(tmp_path):
+    frames = [labelled("Cu", 0), labelled("Ni", 1)]
+    rms = [np.sqrt(np.mean(frame.get_forces() ** 2)) for frame in frames]
+    structures = structures_of(tmp_path, frames)
+    assert references.force_scale("per_species_rms_forces", structures, [28, 29]) == pytest.approx(rms[::-1])
+    both = np.sqrt(np.mean(np.square(rms)))
+    assert references.force_scale("rms_forces", structures, [28, 29]) == pytest.approx([both, both])
+
+
+def test_isolated_atoms_give_energies_and_are_not_trained_on(sets):
+    frames = ase.io.read(sets / "train.extxyz", ":")
+    for symbol, energy in (("Cu", 3.25), ("Ni", 4.5)):
+        atom = Atoms(symbol, cell=[20, 20, 20], pbc=True)
+        atom.calc = SinglePointCalculator(atom, energy=energy, forces=np.zeros((1, 3)))
+        frames.append(atom)
+    ase.io.write(sets / "train.extxyz", frames)
+    model = quietly(write_config(sets, data={"atomic_energies": "isolated"}, run={"max_epochs": 1}))
+    header = read_header(model)
+    assert header["atomic_energies"] == [[4.5, 3.25]]
+    assert header["provenance"]["structures"]["train"] == 8
+
+
+# Drawing
+
+
+def test_validation_takes_its_share_of_each_chemical_system(tmp_path):
+    frames = [labelled("Cu", i) for i in range(10)] + [labelled("Ni", i) for i in range(4)]
+    structures = structures_of(tmp_path, frames)
+    train_set, valid = split(structures, 0.3, seed=0)
+    assert sorted(s.system for s in valid) == ["Cu"] * 3 + ["Ni"]
+    assert len(train_set) + len(valid) == 14
+    assert [s.source for s in split(structures, 0.3, seed=0)[1]] == [s.source for s in valid]
+    assert [s.source for s in split(structures, 0.3, seed=1)[1]] != [s.source for s in valid]
+
+
+def test_equal_weights_draw_every_structure_once_in_an_order_of_seed_and_epoch():
+    draw = Draw(np.ones(20), 20, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        draw.set_epoch(epoch)
+        orders.append(list(draw))
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_balanced_drawing_gives_each_element_as_many_atoms(tmp_path):
+    frames = [labelled("Cu", i, 2) for i in range(12)] + [labelled("Ni", i) for i in range(3)]
+    structures = structures_of(tmp_path, frames)
+    draw = Draw(element_weights(structures), 15, seed=0)
+    atoms = {"Cu": 0, "Ni": 0}
+    for epoch in range(200):
+        draw.set_epoch(epoch)
+        drawn = np.bincount(list(draw), minlength=15)
+        assert np.all(np.abs(drawn - draw.expected) < 1)
+        for index, times in enumerate(drawn):
+            atoms[structures[index].system] += int(times) * len(structures[index].atoms)
+    assert atoms["Cu"] / atoms["Ni"] == pytest.approx(1, abs=0.03)
+    plain = {s: sum(len(x.atoms) for x in structures if x.system == s) for s in atoms}
+    assert plain["Cu"] / plain["Ni"] == 8
+
+
+# Input
+
+
+def test_labels_are_found_under_any_key_name(tmp_path):
+    frame = labelled("Cu", 0)
+    renamed = frame.copy()
+    renamed.info["REF_energy"], renamed.arrays["dft_forces"] = frame.get_potential_energy(), frame.get_forces()
+    renamed.info["REF_stress"] = frame.get_stress(voigt=False)
+    plain = structures_of(tmp_path, [frame])[0]
+    found = structures_of(tmp_path, [renamed], keys=Keys("REF_energy", "dft_forces", "REF_stress"))[0]
+    assert found.energy == pytest.approx(plain.energy, abs=1e-7)
+    assert np.allclose(found.forces, plain.forces, atol=1e-7)
+    assert np.allclose(found.stress, plain.stress, atol=1e-7)
+    ignored = structures_of(tmp_path, [frame], keys=Keys(stress=None))[0]
+    assert ignored.stress is None
+
+
+def without(atoms, key):
+    del atoms.calc.results[key]
+
+
+def spoiled(atoms, key):
+    atoms.calc.results[key] = atoms.calc.results[key] * np.nan
+
+
+def flat(atoms, key):
+    atoms.calc.results["stress"] = np.zeros(6)
+    atoms.set_cell([5, 5, 0])
+    atoms.pbc = (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "key", "keys", "message"),
+    [
+        (without, "energy", Keys(), "frame 1: no energy under the key 'energy' .*it has forces, stress"),
+        (without, "forces", Keys(), "frame 1: no forces under the key 'forces'"),
+        (without, "stress", Keys(energy="REF"), "frame 0: no energy under the key 'REF' .*it has energy"),
+        (spoiled, "forces", Keys(), "frame 1: 'forces' holds NaN"),
+        (spoiled, "energy", Keys(), "frame 1: 'energy' holds NaN"),
+        (flat, "", Keys(), "frame 1: 'stress' needs a three-dimensional cell"),
+    ],
+)
+def test_bad_labels_are_named_by_file_frame_and_key(tmp_path, damage, key, keys, message):
+    frames = [labelled("Cu", 0), labelled("Cu", 1)]
+    damage(frames[1], key)
+    with pytest.raises(InputError, match=r"frames\.extxyz, " + message):
+        structures_of(tmp_path, frames, keys=keys)
+
+
+def test_labels_of_a_wrong_shape_or_kind_are_named(tmp_path):
+    frame = labelled("Cu", 0)
+    frame.arrays["pairs"], frame.info["word"] = np.zeros((4, 2)), "low"
+    with pytest.raises(InputError, match=r"frame 0: 'pairs' has shape \(4, 2\); it must be \(4, 3\)"):
+        structures_of(tmp_path, [frame], keys=Keys(forces="pairs"))
+    with pytest.raises(InputError, match="frame 0: 'word' is 'low', not numbers"):
+        structures_of(tmp_path, [frame], keys=Keys(energy="word"))
+
+
+def test_unreadable_files_and_unknown_elements_are_named(sets):
+    with pytest.raises(InputError, match=r"cannot read structures from .*absent\.extxyz"):
+        quietly(write_config(sets, data={"train": "absent.extxyz"}))
+    (sets / "broken.extxyz").write_text("4\nLattice\nCu 0 0\n")
+    with pytest.raises(InputError, match=r"cannot read structures from .*broken\.extxyz"):
+        quietly(write_config(sets, data={"train": "broken.extxyz"}))
+    ase.io.write(sets / "valid.extxyz", labelled("Au", 0))
+    with pytest.raises(InputError, match=r"valid\.extxyz, frame 0: .*Au"):
+        quietly(write_config(sets))
+    assert not (sets / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "unknown key 'colour' in the configuration; allowed: name, output"),
+        ({"data": {"batchsize": 1}}, "unknown key 'batchsize' in data"),
+        ({"data": {"batch_size": "five"}}, "data.batch_size is 'five'; allowed: a whole number"),
+        ({"data": {"batch_size": 0}}, "data.batch_size is 0; allowed: 1 or more"),
+        ({"data": {"batch_size": True}}, "data.batch_size is True"),
+        ({"data": {"balance": "atoms"}}, "data.balance is 'atoms'; allowed: \"elements\" or null"),
+        ({"data": {"atomic_energies": {"Xx": 1.0}}}, "data.atomic_energies is"),
+        ({"data": {"atomic_energies": {"Cu": "low"}}}, "data.atomic_energies.Cu is 'low'; allowed: a number"),
+        ({"data": {"valid": None}}, "data.valid is None"),
+        ({"data": {"train": []}}, "data.train is"),
+        ({"data": {"keys": {"force": "f"}}}, "unknown key 'force' in data.keys; allowed: energy, forces, stress"),
+        ({"loss": {"huber_delta": -1}}, "loss.huber_delta is -1"),
+        ({"optimizer": {"schedule": "linear"}}, 'optimizer.schedule is \'linear\'; allowed: "plateau" or "cosine"'),
+        ({"model": {"cutoff": -5}}, "model is .*positive cutoff"),
+        ({"precision": "float16"}, "precision is 'float16'"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"loss": 3}, "loss is 3; allowed: a section with the keys energy, forces"),
+    ],
+)
+def test_configuration_is_read_strictly(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        read_config(write_config(tmp_path, **changes))
+
+
+def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path):
+    path = write_config(tmp_path, optimizer={"lr": "1e-3"})  # YAML 1.1 wants a dot
+    assert read_config(path)[0].optimizer.lr == 1e-3
+
+
+def test_unreadable_configurations_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*none\.yaml"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match=r"bad\.yaml is not YAML"):
+        read_config(tmp_path / "bad.yaml")
+    (tmp_path / "short.yaml").write_text("name: x")
+    with pytest.raises(InputError, match="lacks the key 'output'"):
+        read_config(tmp_path / "short.yaml")
+
+
+def test_wrong_fields_of_the_architecture_are_named(sets):
+    with pytest.raises(InputError, match="model: .*colour"):
+        quietly(write_config(sets, model={"colour": 1}))
+    with pytest.raises(InputError, match="unknown architecture 'mice'"):
+        quietly(write_config(sets, architecture="mice"))
