@@ -15,7 +15,10 @@ from ase_equivariant.cli.show import say, say_written
 from ase_equivariant.workflows import MDSettings
 
 MODEL = "mace-mlearn"
-REPEAT, NVT_STEPS, NPT_STEPS = 3, 400, 600
+REPEAT = 3
+MAX_STEPS = 100
+NVT_STEPS = 400
+NPT_STEPS = 600
 OUTPUT = Path("demo")
 
 
@@ -29,7 +32,7 @@ def main() -> None:
     crystal = bulk("Si", a=5.6, cubic=True)
     crystal.rattle(0.05, seed=0)
     crystal.calc = calculator
-    relax_and_show(crystal, cell=True, trajectory=OUTPUT / "relax.traj", logfile=OUTPUT / "relax.log")
+    relax_and_show(crystal, cell=True, steps=MAX_STEPS, trajectory=OUTPUT / "relax.traj", logfile=OUTPUT / "relax.log")
     write(OUTPUT / "relaxed.xyz", crystal)
 
     atoms = crystal * (REPEAT, REPEAT, REPEAT)

@@ -12,7 +12,9 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import read
+from tiny import tiny_potential
 
+from ase_equivariant import EquivariantCalculator
 from ase_equivariant.workflows import MDSettings, MDStopped, relax, run_md
 from ase_equivariant.workflows.evaluate import compare, evaluate
 from ase_equivariant.workflows.md import draw_velocities
@@ -301,6 +303,16 @@ def test_thermostats_that_would_overheat_free_atoms_refuse_fixed_ones(ensemble, 
     atoms.set_constraint(FixAtoms([0]))
     with pytest.raises(InputError, match="use nvt-langevin"):
         run_md(atoms, MDSettings(ensemble), tmp_path / "run")
+
+
+def test_our_own_calculator_is_called_once_per_step_of_relaxation_and_of_dynamics(tmp_path):
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05, seed=0)
+    atoms.calc = EquivariantCalculator(tiny_potential(), dtype="float64")
+    result = relax(atoms, cell=True, steps=5)
+    assert atoms.calc.calls == result.steps + 1
+    run_md(atoms, MDSettings("npt", steps=5), tmp_path / "run")
+    assert atoms.calc.calls == result.steps + 1 + 5  # the last relaxed structure is known already
 
 
 # Distances

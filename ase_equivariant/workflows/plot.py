@@ -18,6 +18,7 @@ from ase_equivariant.workflows.settings import ENSEMBLES
 
 COLORS = ("#1f5fa8", "#c8553d", "#3c8d53", "#8a5fb0")
 RAW, INK, GRID = "#b9c7d8", "#222b36", "#e6e9ee"
+LEGEND = {"fontsize": 8, "facecolor": "white", "edgecolor": "none", "framealpha": 0.8}
 
 
 def new_figure(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
@@ -89,7 +90,8 @@ def _series(
     if target is not None:
         panel.axhline(target, color=COLORS[1], linewidth=1.2, linestyle="--", label=f"asked: {target:g} {unit}")
     panel.set(xlabel="time (ps)", ylabel=f"{quantity} ({unit})", xlim=(times[0], max(times[-1], times[0] + 1e-6)))
-    panel.legend(frameon=False, fontsize=8, loc="best")
+    panel.margins(y=0.15)
+    panel.legend(**LEGEND)
 
 
 def _distances(panel: Axes, distances: Distances | None) -> None:
@@ -103,4 +105,4 @@ def _distances(panel: Axes, distances: Distances | None) -> None:
         panel.axhline(1.0, color=INK, linewidth=0.8, linestyle=":")
     panel.set(xlabel="distance (Å)", xlim=(0, distances.radii[-1]), ylim=(0, None))
     panel.set_ylabel("radial distribution g(r)" if distances.periodic else "neighbours (per atom and Å)")
-    panel.legend(frameon=False, fontsize=8)
+    panel.legend(**LEGEND)
