@@ -1,0 +1,66 @@
+"""What the accuracy and physics benchmarks share: their arguments, and JSON and Markdown files in one form."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ase_equivariant import EquivariantCalculator, __version__
+from ase_equivariant.zoo import resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = ROOT.parent / "shared" / "data" / "mlearn"
+PACKAGES = ("torch", "e3nn", "ase", "vesin", "numpy")
+
+
+def parser(doc: str, model: bool = True, data: bool = False) -> argparse.ArgumentParser:
+    """Arguments that the scripts have in common; `doc` is the script's docstring."""
+    arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if model:
+        arguments.add_argument("--model", default="mace-mlearn", help="a shipped model or a model file")
+    if data:
+        arguments.add_argument("--data", type=Path, default=DATA, help="folder of the mlearn set")
+    arguments.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    return arguments
+
+
+def calculator(model: str, dtype: str = "float64") -> EquivariantCalculator:
+    """The model on the CPU."""
+    return EquivariantCalculator(model, device="cpu", dtype=dtype)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A Markdown table; floats are given as strings, already rounded."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def write(folder: Path, name: str, result: dict, markdown: str, model: str | None = None) -> None:
+    """Write `name.json` and `name.md`, with the command, versions and the model's fingerprint, and print the table."""
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
+    command = " ".join(["python", str(script), *sys.argv[1:]])
+    about = {"command": command, "versions": _versions(), "processor": platform.machine()}
+    if model:
+        about["model"] = {"name": Path(model).stem, "sha256": hashlib.sha256(resolve(model).read_bytes()).hexdigest()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({**about, **result}, indent=2, ensure_ascii=False) + "\n")
+    origin = f"`{command}`" + (f", model `{about['model']['name']}` {about['model']['sha256'][:12]}" if model else "")
+    (folder / f"{name}.md").write_text(f"{markdown}\n{origin}\n")
+    print(markdown)
+
+
+def _versions() -> dict[str, str]:
+    found = {"ase-equivariant": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
