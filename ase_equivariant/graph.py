@@ -55,7 +55,10 @@ class Graph:
 
     def vectors(self) -> Tensor:
         """Edge vectors from sender to receiver, [n_edges, 3] Å."""
-        cell = self.cell[0] if self.n_graphs == 1 else self.cell.index_select(0, self.batch.index_select(0, self.senders))
+        if self.n_graphs == 1:
+            cell = self.cell[0]
+        else:
+            cell = self.cell.index_select(0, self.batch.index_select(0, self.senders))
         return edge_vectors(self.positions, cell, self.senders, self.receivers, self.shifts)
 
 

@@ -2,8 +2,8 @@
 
     E_i = E0[h, z_i] + scale[h, z_i] · ε_i[h] + shift[h, z_i]
 
-with ε_i the architecture's node energy, z_i the atom's species and h the head. The sum is float64 whatever the network's
-precision: E0 is thousands of eV, forces live in the last digits of ε.
+with ε_i the architecture's node energy, z_i the atom's species and h the head. The sum is float64 whatever the
+network's precision: E0 is thousands of eV, forces live in the last digits of ε.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Potential(torch.nn.Module):
         self._metadata = metadata or {}
         shape = (len(self.heads), len(self.atomic_numbers))
         for name, values in {"atomic_energies": atomic_energies, "scale": scale, "shift": shift}.items():
-            table = torch.as_tensor(values, dtype=torch.float64)
+            table = torch.as_tensor(values, dtype=torch.float64).clone()
             if table.shape != shape:
                 raise ValueError(f"{name} has shape {tuple(table.shape)}; it must be (heads, species) = {shape}")
             self.register_buffer(name, table)
@@ -76,7 +76,7 @@ class Potential(torch.nn.Module):
             scale=self.scale,
             shift=self.shift,
             heads=self.heads,
-            metadata=self.metadata,
+            metadata=dict(self.metadata),
         ).to(self.scale.device)
 
     def forward(self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor, heads: Tensor) -> Tensor:
@@ -86,4 +86,5 @@ class Potential(torch.nn.Module):
         """
         outputs = self.architecture(vectors, species, senders, receivers)  # [n_nodes, n_heads]
         node_energies = outputs.gather(1, heads.unsqueeze(1)).squeeze(1).to(torch.float64)
-        return self.atomic_energies[heads, species] + self.scale[heads, species] * node_energies + self.shift[heads, species]
+        scaled = self.scale[heads, species] * node_energies
+        return self.atomic_energies[heads, species] + scaled + self.shift[heads, species]

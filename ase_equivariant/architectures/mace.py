@@ -8,12 +8,13 @@
 
 Two kinds of interaction: "residual" adds the species-dependent linear map of h_i as above; "nonresidual" applies a
 species-dependent linear map to A_i instead, so that an atom without neighbours has no energy of interaction at all.
-The sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄: the same functions, but products
-of A_i start at order one and are learned from the first step.
+The sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄: the same functions, but
+products of A_i start at order one and are learned from the first step.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,26 +50,41 @@ class MACEConfig:
     num_heads: int = 1
 
     def __post_init__(self):
-        object.__setattr__(self, "radial_mlp", tuple(self.radial_mlp))
         for name in ("num_species", "num_bessel", "envelope_power", "num_interactions", "readout_mlp", "num_heads"):
-            _require(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, self, name, "a whole number >= 1")
+            _require(_whole(getattr(self, name), 1), self, name, "a whole number >= 1")
         for name in ("cutoff", "avg_num_neighbors"):
-            _require(getattr(self, name) > 0, self, name, "a positive number")
-        _require(all(isinstance(w, int) and w >= 1 for w in self.radial_mlp), self, "radial_mlp", "widths >= 1")
-        _require(self.l_max in range(0, 12), self, "l_max", "0 to 11")
-        _require(self.correlation in range(1, 5), self, "correlation", "1 to 4")
+            value = getattr(self, name)
+            _require(isinstance(value, int | float) and 0 < value < math.inf, self, name, "a positive number")
+        widths = self.radial_mlp
+        proper = isinstance(widths, list | tuple) and all(_whole(width, 1) for width in widths)
+        _require(proper, self, "radial_mlp", "a list of whole numbers >= 1")
+        object.__setattr__(self, "radial_mlp", tuple(widths))
+        _require(_whole(self.l_max, 0, 11), self, "l_max", "a whole number from 0 to 11")
+        _require(_whole(self.correlation, 1, 4), self, "correlation", "a whole number from 1 to 4")
         for name in ("interaction_first", "interaction"):
             _require(getattr(self, name) in INTERACTIONS, self, name, " or ".join(INTERACTIONS))
-        hidden = parse_irreps(self.hidden_irreps)
-        allowed = [ir for _, ir in harmonics_irreps(self.l_max)]
-        proper = "0e" in hidden and len({mul for mul, _ in hidden}) == 1 and all(ir in allowed for _, ir in hidden)
-        rule = "Kx0e + Kx1o + Kx2e … with one K, scalars included, parity (-1)^l and l up to l_max"
-        _require(proper, self, "hidden_irreps", rule)
+        rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
+        _require(_suits_messages(self.hidden_irreps, self.l_max), self, "hidden_irreps", rule)
 
 
 def _require(condition: bool, config: MACEConfig, name: str, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} = {getattr(config, name)!r} in the mace config: it must be {allowed}")
+
+
+def _whole(value: object, low: int, high: float = math.inf) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _suits_messages(text: object, l_max: int) -> bool:
+    """Scalars first, since readouts take block 0; equal channels and natural parity, since products do."""
+    try:
+        hidden = parse_irreps(text) if isinstance(text, str) else o3.Irreps()
+    except ValueError:
+        return False
+    allowed = [ir for _, ir in harmonics_irreps(l_max)]
+    kinds = [ir for _, ir in hidden]
+    return kinds[:1] == allowed[:1] and len({mul for mul, _ in hidden}) == 1 and all(ir in allowed for ir in kinds)
 
 
 class MACE(torch.nn.Module):
@@ -131,7 +147,8 @@ class Layer(torch.nn.Module):
         widths = (config.num_bessel, *config.radial_mlp, self.convolution.num_weights)
         self.radial_mlp = RadialMLP(widths, generator)
         self.linear = Linear(self.convolution.irreps_out, density, generator)
-        self.skip = SpeciesLinear(config.num_species, *((irreps_in, irreps_out) if self.residual else (density,) * 2), generator)
+        skipped = (irreps_in, irreps_out) if self.residual else (density, density)
+        self.skip = SpeciesLinear(config.num_species, *skipped, generator)
         self.contraction = SymmetricContraction(
             config.l_max, irreps_out, config.correlation, config.num_species, generator
         )

@@ -2,11 +2,13 @@
 
     m_i,k LM = Σ_ν Σ_η W^ν_z,k,η Σ_monomials 𝒞^ν_ηM,monomial (A_i,k · … · A_i,k)        (MACE eqs. 10 and 11)
 
-The factors are all the same A, so every coupling is a polynomial with few distinct monomials: 94 for L = 0, l_max 3, ν 3,
-where the dense coupling tensor has 16³. They are built by successive products and meet 𝒞 in one matrix product.
+The factors are all the same A, so every coupling is a polynomial with few distinct monomials: 94 for L = 0, l_max 3,
+ν 3, where the dense coupling tensor has 16³. They are built by successive products and meet 𝒞 in one matrix product.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,6 +38,19 @@ class SymmetricContraction(torch.nn.Module):
         return out
 
 
+class Extension(torch.nn.Module):
+    """Products with one more factor each: rows `parents` of the shorter products times rows `lasts` of the factors."""
+
+    def __init__(self, shorter: list[tuple[int, ...]], table: list[tuple[int, ...]]):
+        super().__init__()
+        row = {monomial: i for i, monomial in enumerate(shorter)}
+        self.register_buffer("parents", torch.tensor([row[m[:-1]] for m in table]), persistent=False)
+        self.register_buffer("lasts", torch.tensor([m[-1] for m in table]), persistent=False)
+
+    def forward(self, products: Tensor, factors: Tensor) -> Tensor:
+        return products.index_select(1, self.parents) * factors.index_select(1, self.lasts)
+
+
 class _Output(torch.nn.Module):
     """All products that couple to one irrep L, summed over the orders 1 … ν."""
 
@@ -44,34 +59,31 @@ class _Output(torch.nn.Module):
     ):
         super().__init__()
         couplings = [symmetric_products(l_max, nu, ell) for nu in range(1, correlation + 1)]
-        components = [(i,) for i in range((l_max + 1) ** 2)]
         tables = [set(monomials) for monomials, _ in couplings]
         for nu in range(correlation - 1, 0, -1):
             tables[nu - 1] |= {monomial[:-1] for monomial in tables[nu]}  # what a longer product is built from
+        components = [(i,) for i in range((l_max + 1) ** 2)]
         ordered = [components] + [sorted(table) for table in tables[1:]]
+        self.extensions = torch.nn.ModuleList(Extension(*pair) for pair in pairwise(ordered))
         self.orders = torch.nn.ModuleList(
-            _Order(ordered[max(nu - 1, 0)], ordered[nu], *couplings[nu], channels, num_species, generator)
-            for nu in range(correlation)
+            _Order(table, *coupling, channels, num_species, generator) for table, coupling in zip(ordered, couplings)
         )
 
     def forward(self, factors: Tensor, species: Tensor) -> Tensor:
-        products = factors
-        out = torch.zeros(0)
-        for nu, order in enumerate(self.orders):
-            if nu == 0:
-                out = order(products, species)
-            else:
-                products = order.extend(products, factors)
-                out = out + order(products, species)
-        return out
+        products = [factors]
+        for extension in self.extensions:
+            products.append(extension(products[-1], factors))
+        terms: list[Tensor] = []
+        for order, product in zip(self.orders, products):
+            terms.append(order(product, species))
+        return torch.stack(terms).sum(0)
 
 
 class _Order(torch.nn.Module):
-    """The products of one order ν: their table, and the weighted couplings they enter."""
+    """The weighted couplings of the products of one order."""
 
     def __init__(
         self,
-        shorter: list[tuple[int, ...]],
         table: list[tuple[int, ...]],
         monomials: list[tuple[int, ...]],
         coefficients: np.ndarray,
@@ -80,9 +92,6 @@ class _Order(torch.nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        row = {monomial: i for i, monomial in enumerate(shorter)}
-        self.register_buffer("parents", torch.tensor([row.get(m[:-1], 0) for m in table]), persistent=False)
-        self.register_buffer("lasts", torch.tensor([m[-1] for m in table]), persistent=False)
         column = {monomial: i for i, monomial in enumerate(table)}
         self.num_products, self.dim = coefficients.shape[:2]
         dense = torch.zeros(self.num_products, self.dim, len(table), dtype=torch.float64)
@@ -91,11 +100,6 @@ class _Order(torch.nn.Module):
         shape = (num_species, self.num_products, channels)
         scale = 1.0 / max(self.num_products, 1)  # drawn small rather than divided in use: Adam's steps then count for more
         self.weight = torch.nn.Parameter(normal_parameter(shape, generator).detach() * scale)
-
-    @torch.jit.export
-    def extend(self, products: Tensor, factors: Tensor) -> Tensor:
-        """Products with one more factor each."""
-        return products.index_select(1, self.parents) * factors.index_select(1, self.lasts)
 
     def forward(self, products: Tensor, species: Tensor) -> Tensor:
         coupled = torch.matmul(self.coefficients, products).unflatten(1, (self.num_products, self.dim))

@@ -6,19 +6,20 @@ positive, so that saved weights mean the same with every release.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import combinations_with_replacement
 
 import numpy as np
+import torch
 from e3nn import o3
 
 _ZERO = 1e-10
 
 
-@lru_cache(maxsize=None)
+@cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
     """Real coupling coefficients C[m1, m2, m3], float64, with Σ C² = 1."""
-    coefficients = o3.wigner_3j(l1, l2, l3).double().numpy().copy()
+    coefficients = o3.wigner_3j(l1, l2, l3, dtype=torch.float64, device="cpu").numpy()
     coefficients /= np.linalg.norm(coefficients)
     coefficients[abs(coefficients) < _ZERO] = 0.0
     first = coefficients.flat[np.flatnonzero(coefficients)[0]]
@@ -65,7 +66,7 @@ def _couple(degrees: tuple[int, ...], l_out: int) -> list[np.ndarray]:
 
 
 def _independent(tensors: list[np.ndarray], degrees: tuple[int, ...]) -> list[dict[tuple[int, ...], np.ndarray]]:
-    """Symmetrise tensors to polynomials and keep a linearly independent, normalised set (Gram-Schmidt in fixed order)."""
+    """Symmetrise tensors to polynomials and keep an independent, normalised set (Gram-Schmidt in fixed order)."""
     polynomials = [_polynomial(tensor, degrees) for tensor in tensors]
     monomials = sorted({monomial for p in polynomials for monomial in p})
     # a monomial's tensor entry is repeated for each distinct order of its factors

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numba
 import numpy as np
@@ -22,15 +22,6 @@ from torch import Tensor
 
 from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.threads import run_rows
-
-def fuse_convolutions(module: torch.nn.Module) -> torch.nn.Module:
-    """Replace every `Convolution` inside a module by its fused equivalent, in place; no weight is touched."""
-    for name, child in module.named_children():
-        if isinstance(child, Convolution):
-            setattr(module, name, FusedConvolution(child))
-        else:
-            fuse_convolutions(child)
-    return module
 
 
 class FusedConvolution(torch.nn.Module):
@@ -133,12 +124,15 @@ class _Kernels:
 
     def by_edge(self, topology: _Topology, terms: list[tuple]) -> tuple[Tensor, Tensor]:
         """Σ over terms (g, h, Y, R, want_Y, want_R) of ∂F/∂Y and ∂F/∂R, [n_edges, …]."""
-        dy, dr = (terms[0][i].new_zeros(terms[0][i].shape) for i in (2, 3))
+        y, r = terms[0][2:4]
+        dy, dr = y.new_zeros(y.shape), r.new_empty(r.shape)
+        written = False  # the first term that wants R writes it, later ones add: R is the largest array there is
         for g, h, y, r, want_y, want_r in terms:
-            name = "by_edge" + "_y" * want_y + "_r" * want_r
+            name = "by_edge" + "_y" * want_y + ("_add" if written else "_set") * want_r
+            written = written or want_r
             rows = (topology.senders, topology.receivers, *self._arrays(g, h, y, r, dy, dr))
             self._run(name, len(topology.senders), rows)
-        return dy, dr
+        return dy, dr if written else dr.zero_()
 
     def _arrays(self, *tensors: Tensor) -> list[np.ndarray]:
         arrays = [t.detach().contiguous().numpy() for t in tensors]
@@ -170,7 +164,8 @@ def _paths(convolution: Convolution, couplings: np.ndarray) -> tuple[_Path, ...]
         convolution.sources, convolution.targets, convolution.widths, convolution.dims
     ):
         dense = couplings[:, column : column + dim_out * dim_in].reshape(-1, dim_out, dim_in)
-        entries = tuple((m3, m1, m2, dense[m2, m3, m1]) for m2, m3, m1 in sorted(zip(*np.nonzero(dense)), key=lambda t: t[1:]))
+        nonzero = sorted(zip(*np.nonzero(dense)), key=lambda t: t[1:])
+        entries = tuple((m3, m1, m2, dense[m2, m3, m1]) for m2, m3, m1 in nonzero)
         start_out = starts_out[target] + filled[target]
         paths.append(
             _Path(width, int(starts_in[source]), start_out, convolution.irreps_out[target].mul, weight, entries)
@@ -187,7 +182,11 @@ _HEADS = {
     ),
     "by_sender": (
         "rows, order, receivers, g, y, r, out, c",
-        ["for q in range(rows[n], rows[n + 1]):", "    e = order[q]", "    gi, ye, re, o = g[receivers[e]], y[e], r[e], out[n]"],
+        [
+            "for q in range(rows[n], rows[n + 1]):",
+            "    e = order[q]",
+            "    gi, ye, re, o = g[receivers[e]], y[e], r[e], out[n]",
+        ],
     ),
     "by_edge": (
         "senders, receivers, g, h, y, r, dy, dr, c",
@@ -196,7 +195,7 @@ _HEADS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compile(name: str, paths: tuple[_Path, ...]) -> Callable:
     """Generate a kernel over the rows [start, end) and compile it; it runs without the interpreter lock."""
     kind = "by_edge" if name.startswith("by_edge") else name
@@ -229,13 +228,15 @@ def _body(name: str, path: _Path, first: int) -> list[str]:
     loop += [f"    g{m3} = gi{o}" for m3, o in outs.items()]
     if name == "by_sender":
         for m1, h in ins.items():
-            loop.append(f"    {h.replace('hj', 'o')} += x * (" + " + ".join(f"a{m3}_{m1} * g{m3}" for (m3, n1) in terms if n1 == m1) + ")")
+            sums = " + ".join(f"a{m3}_{m1} * g{m3}" for (m3, n1) in terms if n1 == m1)
+            loop.append(f"    {h.replace('hj', 'o')} += x * ({sums})")
         return coupled + loop
     loop += [f"    f{m1} = {h}" for m1, h in ins.items()]
     lines = []
-    if name.endswith("_r"):
+    if name.endswith(("_set", "_add")):
         lines += coupled
-        loop.append(f"    dre[{path.weight} + k] += " + " + ".join(f"a{m3}_{m1} * g{m3} * f{m1}" for m3, m1 in terms))
+        assign = "+=" if name.endswith("_add") else "="
+        loop.append(f"    dre[{path.weight} + k] {assign} " + " + ".join(f"a{m3}_{m1} * g{m3} * f{m1}" for m3, m1 in terms))
     if "_y" in name:
         lines += [f"b{m3}_{m1} = ye[0] - ye[0]" for m3, m1 in terms]
         loop += [f"    b{m3}_{m1} += g{m3} * (x * f{m1})" for m3, m1 in terms]

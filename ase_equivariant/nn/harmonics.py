@@ -2,8 +2,8 @@
 
     Y_lm(u) = Σ_abc c_lm,abc x^a y^b z^c      with a + b + c = l
 
-in e3nn's order and 'component' normalisation, Σ_m Y_lm² = 2l + 1. A table of products and one matrix product per l replace
-a long chain of scalar formulas: fewer operations forward, backward and backward again.
+in e3nn's order and 'component' normalisation, Σ_m Y_lm² = 2l + 1. A table of products and one matrix product per l
+replace a long chain of scalar formulas: fewer operations forward, backward and backward again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class SphericalHarmonics(torch.nn.Module):
         self.degrees = torch.nn.ModuleList(_Degree(ell) for ell in range(1, l_max + 1))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        unit = (vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)).t()  # [3, n]: long rows make the gathers below cheap
+        unit = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        unit = unit.t()  # [3, n]: long rows make the gathers below cheap
         monomials = torch.ones_like(unit[:1])
         harmonics = [monomials]
         for degree in self.degrees:
@@ -60,4 +61,4 @@ def _fit(ell: int, monomials: list[tuple[int, ...]]) -> Tensor:
     values = o3.spherical_harmonics(ell, points, normalize=True, normalization="component")
     products = torch.stack([points[:, list(m)].prod(1) for m in monomials], 1)
     coefficients = torch.linalg.lstsq(products, values).solution.t()
-    return torch.where(coefficients.abs() < 1e-12, 0.0, coefficients).contiguous()
+    return coefficients.mul(2.0**44).round().div(2.0**44).contiguous()  # the same in every process to the last bit

@@ -3,7 +3,8 @@
     e_n(r) = √(2/r_c) sin(nπr/r_c)/r · √(r_c³/3) · f(r/r_c)           (DimeNet eqs. 7 and 8; NequIP eq. 6)
     R_k,path(r) = MLP(e_1(r) … e_N(r))                                (no bias, so R vanishes smoothly at r_c)
 
-√(r_c³/3) gives each Bessel function unit mean square over the cutoff sphere, so that the network starts with inputs of order one.
+√(r_c³/3) gives each Bessel function unit mean square over the cutoff sphere, so that the network starts with inputs of
+order one.
 """
 
 from __future__ import annotations

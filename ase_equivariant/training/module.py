@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from ase_equivariant.derivatives import predict
-from ase_equivariant.nn.fused import fuse_convolutions
 from ase_equivariant.potential import Potential
-from ase_equivariant.training.acceleration import accelerated
+from ase_equivariant.training.acceleration import accelerated, fuse
 from ase_equivariant.training.config import OptimizerConfig
 from ase_equivariant.training.data import Batch
 from ase_equivariant.training.loss import Loss, Residuals, join, residuals
@@ -45,7 +44,7 @@ class TrainingModule(lightning.LightningModule):
     def setup(self, stage: str) -> None:
         if self.trainer.strategy.root_device.type == "cpu":
             self.twin = [accelerated(self.potential)]
-            fuse_convolutions(self.average)
+            fuse(self.average)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         contraction = [p for name, p in self.potential.named_parameters() if ".contraction" in name]
