@@ -1,4 +1,4 @@
-"""Coupling coefficients and symmetric products: as e3nn's, whatever its signs; all there are, and none twice."""
+"""Couplings: coefficients as e3nn's, whatever its signs; all symmetric products, none twice; the contraction they make."""
 
 import itertools
 import math
@@ -7,9 +7,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from blocks import assert_commutes, blocks_of, generator, normal
 from e3nn import o3
 
+from ase_equivariant.nn.contraction import SymmetricContraction
 from ase_equivariant.nn.coupling import clebsch_gordan, symmetric_products
+from ase_equivariant.nn.irreps import harmonics_irreps
 
 DEGREES = [ls for ls in itertools.product(range(4), repeat=3) if abs(ls[0] - ls[1]) <= ls[2] <= ls[0] + ls[1]]
 PRODUCTS = [
@@ -133,3 +136,91 @@ def multiplicity(l_max, nu, ell):
         total += np.mean(symmetric[nu] * character(ell, 1) * (1 - np.cos(angles))) / 2
     assert total == pytest.approx(round(total), abs=1e-9)
     return round(total)
+
+
+# Symmetric contraction -----------------------------------------------------------------------------------------------
+
+
+def coupling_trees(l_max, nu, ell):
+    """Every way to couple nu factors, in any order of their l, with e3nn: symmetrised [n, S, …, S, 2L+1]."""
+    start = np.cumsum([0] + [2 * degree + 1 for degree in range(l_max + 1)])
+    dense = []
+    for degrees in itertools.product(range(l_max + 1), repeat=nu):
+        trees = {degrees[0]: [np.eye(2 * degrees[0] + 1)]}
+        for degree in degrees[1:]:
+            grown = {}
+            for inner, outer in itertools.product(trees, range(2 * l_max * nu + 1)):
+                if abs(inner - degree) <= outer <= inner + degree:
+                    coupling = o3.wigner_3j(inner, degree, outer, dtype=torch.float64).numpy()
+                    grown.setdefault(outer, []).extend(np.tensordot(tree, coupling, 1) for tree in trees[inner])
+            trees = grown
+        for tree in trees.get(ell, []) if sum(degrees) % 2 == ell % 2 else []:
+            tensor = np.zeros([start[-1]] * nu + [2 * ell + 1])
+            tensor[tuple(slice(start[degree], start[degree + 1]) for degree in degrees)] = tree
+            orders = itertools.permutations(range(nu))
+            dense.append(sum(tensor.transpose(*order, nu) for order in orders) / math.factorial(nu))
+    return np.array(dense)
+
+
+def dense_products(l_max, nu, ell):
+    """Our products as dense symmetric tensors [n, S, …, S, 2L+1]."""
+    monomials, coefficients = symmetric_products(l_max, nu, ell)
+    dense = np.zeros([len(coefficients)] + [(l_max + 1) ** 2] * nu + [2 * ell + 1])
+    for monomial, values in zip(monomials, coefficients.transpose(2, 0, 1), strict=True):
+        orders = set(itertools.permutations(monomial))
+        for order in orders:
+            dense[(slice(None), *order)] = values / len(orders)
+    return dense
+
+
+@pytest.mark.parametrize(("l_max", "ell"), [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1)])
+def test_the_contraction_is_the_symmetrised_tensor_product_with_every_coupling(l_max, ell):
+    """Any weights of MACE's redundant dense form are weights of ours, and give the same features."""
+    num_species, channels, n_nodes = 2, 3, 4
+    contraction = SymmetricContraction(l_max, o3.Irreps([(channels, (ell, (-1) ** ell))]), 3, num_species, generator())
+    factors = normal(n_nodes, (l_max + 1) ** 2, channels)
+    species = torch.tensor([1, 0, 0, 1])
+    expected = torch.zeros(n_nodes, 2 * ell + 1, channels, dtype=torch.float64)
+    for nu, order in enumerate(contraction.outputs[0].orders, 1):
+        trees, ours = coupling_trees(l_max, nu, ell), dense_products(l_max, nu, ell)
+        flat_trees, flat = trees.reshape(len(trees), -1), ours.reshape(len(ours), -1)
+        change = np.linalg.lstsq(flat.T, flat_trees.T, rcond=None)[0]  # [n_ours, n_trees]
+        np.testing.assert_allclose(flat.T @ change, flat_trees.T, atol=1e-12)
+        assert np.linalg.matrix_rank(flat_trees, tol=1e-8) == len(ours)
+        weight = normal(num_species, len(trees), channels, seed=nu)
+        order.weight.data = torch.einsum("ot,ztk->zok", torch.from_numpy(change), weight)
+        product = torch.einsum("t...m,ztk->zk...m", torch.from_numpy(trees), weight)[species]
+        for _ in range(nu):
+            product = torch.einsum("nks...,nsk->nk...", product, factors)
+        expected += product.transpose(1, 2)
+    blocks = list(factors.split([2 * degree + 1 for degree in range(l_max + 1)], 1))
+    torch.testing.assert_close(contraction(blocks, species)[0], expected, rtol=0, atol=1e-10)
+    assert expected.abs().max() > 1
+    assert (contraction(blocks, 1 - species)[0] - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("correlation", [1, 2, 3, 4])
+def test_the_contraction_is_a_polynomial_of_its_correlation(correlation):
+    contraction = SymmetricContraction(2, o3.Irreps("2x0e+2x1o"), correlation, 1, generator())
+    start, step = (blocks_of(harmonics_irreps(2, 2), 3, seed=seed) for seed in (0, 10))
+
+    def difference(order):
+        """The finite difference of this order along a line, zero for polynomials of lower degree."""
+        return sum(
+            (-1) ** (order - i) * math.comb(order, i) * torch.cat(contraction([a + i * b for a, b in line], species), 1)
+            for i in range(order + 1)
+        )
+
+    line, species = list(zip(start, step, strict=True)), torch.zeros(3, dtype=torch.int64)
+    assert difference(correlation).abs().amax(0).min() > 1e-3
+    assert difference(correlation + 1).abs().max() < 1e-9
+    zeros = contraction([torch.zeros_like(block) for block in start], species)
+    assert all((block == 0).all() for block in zeros)
+
+
+@pytest.mark.parametrize("correlation", [1, 2, 3, 4])
+def test_the_contraction_commutes_with_rotations_and_the_inversion(correlation, wigner):
+    irreps_in, irreps_out = harmonics_irreps(2, 2), o3.Irreps("2x0e+2x1o+2x2e")
+    contraction = SymmetricContraction(2, irreps_out, correlation, 3, generator())
+    species = torch.tensor([0, 2, 1, 1, 0])
+    assert_commutes(lambda blocks: contraction(blocks, species), irreps_in, irreps_out, 5, wigner)
