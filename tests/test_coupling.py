@@ -1,4 +1,4 @@
-"""Couplings: coefficients as e3nn's, whatever its signs; all symmetric products, none twice; the contraction they make."""
+"""Couplings: coefficients as e3nn's, whatever its signs; all symmetric products, none twice; their contraction."""
 
 import itertools
 import math

@@ -1,0 +1,109 @@
+"""What is far away does not matter, and it stops to matter smoothly; for every architecture."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from structures import STRUCTURES, rattled
+
+from ase_equivariant.derivatives import predict
+
+
+def node_energies_of(potential, graph):
+    return potential(graph.vectors(), graph.species, graph.senders, graph.receivers, graph.heads[graph.batch])
+
+
+def chain(potential, spacing):
+    """One atom more than the first one can feel, `spacing` cutoffs apart."""
+    n = potential.architecture.config.num_interactions + 2
+    return Atoms("Si" * n, [[i * spacing * potential.cutoff, 0.1 * i, 0] for i in range(n)])
+
+
+@pytest.mark.parametrize("spacing", [0.7, 0.95])
+def test_nothing_is_felt_beyond_the_cutoff_of_all_layers_and_something_just_inside(spacing, potential, graph_of):
+    graph = graph_of(chain(potential, spacing))
+    reach = potential.architecture.config.num_interactions * potential.cutoff
+    distances = (graph.positions - graph.positions[0]).norm(dim=1)
+    assert distances[-2] < reach < distances[-1]
+    graph = replace(graph, positions=graph.positions.requires_grad_())
+    (gradient,) = torch.autograd.grad(node_energies_of(potential, graph)[0], graph.positions)
+    assert (gradient[-1] == 0).all()
+    assert (gradient[:-1].abs().amax(1) > 1e-12).all()
+
+
+def test_the_first_layer_feels_neighbours_only(potential, graph_of):
+    graph = graph_of(chain(potential, 0.7))
+    vectors = graph.vectors().requires_grad_()
+    shares = potential.architecture.contributions(vectors, graph.species, graph.senders, graph.receivers)
+    (gradient,) = torch.autograd.grad(shares[0, 0].sum(), vectors)
+    assert (gradient[graph.receivers != 0] == 0).all()
+    assert (gradient[graph.receivers == 0] != 0).any()
+
+
+def trimer(distance):
+    """Two atoms, and a third that only the first can feel."""
+    return Atoms("COH", [[0, 0, 0], [-1.2, 0.3, 0.1], [distance, 0, 0]])
+
+
+def test_energy_and_forces_go_to_zero_smoothly_at_the_cutoff(potential, graph_of):
+    """At δ before the cutoff the energy is O(δ³) and the force O(δ²), so two derivatives are continuous."""
+    steps = [0.02, 0.01, 0.0, -0.5]
+    prediction = predict(potential, graph_of(*[trimer(potential.cutoff - step) for step in steps]))
+    energy = prediction.energy - prediction.energy[-1]
+    force = prediction.forces.view(len(steps), 3, 3)[:, 2, 0]
+    assert abs(energy[2]) < 1e-13
+    assert force[2] == 0
+    assert abs(energy[0]) > 7.5 * abs(energy[1]) > 0
+    assert abs(force[0]) > 3.8 * abs(force[1]) > 0
+    inside = predict(potential, graph_of(trimer(potential.cutoff / 2)))
+    assert inside.forces[2, 0].abs() > 0.01
+
+
+def test_a_neighbour_that_crosses_the_cutoff_makes_no_step(potential, graph_of):
+    """In a crystal, many do so at once: the energy along a strain is as smooth with them as without."""
+    atoms = STRUCTURES["crystal"]()
+    lengths = graph_of(atoms).vectors().norm(dim=1)
+    scale = potential.cutoff / lengths.max().item()  # at this strain the farthest neighbours leave
+    strains = scale * (1 + 1e-5 * np.arange(-2, 3))
+    structures = [Atoms(atoms.numbers, cell=s * atoms.cell, positions=s * atoms.positions, pbc=True) for s in strains]
+    counts = {graph_of(structure).n_edges for structure in structures}
+    assert len(counts) > 1
+    prediction = predict(potential, graph_of(*structures))
+    slopes = torch.einsum("gii->g", prediction.strain_gradient)
+    second = slopes.diff()
+    assert slopes.abs().min() > 0.01
+    assert second.diff().abs().max() < 1e-2 * second.abs().max()
+
+
+def test_two_molecules_far_apart_add(potential, graph_of):
+    one, other = rattled(molecule("CH3OH")), rattled(molecule("H2CO"))
+
+    def together(distance):
+        moved = other.copy()
+        moved.positions += [0, 0, distance]
+        return one + moved
+
+    energies = predict(potential, graph_of(one, other, together(40), together(3))).energy
+    assert energies[2].item() == pytest.approx((energies[0] + energies[1]).item(), abs=1e-11)
+    assert abs(energies[3] - energies[0] - energies[1]) > 0.01
+
+
+@pytest.mark.parametrize("atoms", [Atoms("C"), Atoms("C", positions=[[7, 8, 9]], cell=9 * np.eye(3), pbc=True)])
+def test_an_isolated_atom_has_the_constant_of_its_species_and_no_force(atoms, potential, graph_of):
+    prediction = predict(potential, graph_of(atoms, Atoms("C"), Atoms("O")))
+    assert (prediction.forces == 0).all()
+    assert prediction.energy[0] == prediction.energy[1]
+    assert prediction.energy[0] != prediction.energy[2]
+
+
+def test_the_shares_of_the_layers_sum_to_the_energy(potential, graph_of):
+    graph = graph_of(STRUCTURES["triclinic"]())
+    arguments = (graph.vectors(), graph.species, graph.senders, graph.receivers)
+    shares = potential.architecture.contributions(*arguments)
+    config = potential.architecture.config
+    assert shares.shape == (graph.n_nodes, config.num_interactions, config.num_heads)
+    torch.testing.assert_close(shares.sum(1), potential.architecture(*arguments), rtol=0, atol=1e-13)
+    assert (shares.abs().amax((0, 2)) > 0.001).all()
