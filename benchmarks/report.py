@@ -1,4 +1,4 @@
-"""What the accuracy and physics benchmarks share: their arguments, and JSON and Markdown files in one form."""
+"""What the accuracy and physics benchmarks share: arguments, progress, and result files in one form."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from ase_equivariant import EquivariantCalculator, __version__
+from ase_equivariant.workflows.record import MDSample
 from ase_equivariant.zoo import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ def write(folder: Path, name: str, result: dict, markdown: str, model: str | Non
     """Write `name.json` and `name.md`, with the command, versions and the model's fingerprint, and print the table."""
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
     command = " ".join(["python", str(script), *sys.argv[1:]])
-    about = {"command": command, "versions": _versions(), "processor": platform.machine()}
+    about = {"command": command, "versions": _versions(), "machine": platform.machine()}
     if model:
         about["model"] = {"name": Path(model).stem, "sha256": hashlib.sha256(resolve(model).read_bytes()).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,10 +58,18 @@ def write(folder: Path, name: str, result: dict, markdown: str, model: str | Non
 
 
 def _versions() -> dict[str, str]:
-    found = {"ase-equivariant": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    packages = {package: version(package) for package in PACKAGES}
+    return {"ase-equivariant": __version__, "python": platform.python_version(), **packages}
+
+
+class Watch:
+    """Observer of a dynamics run: keeps every sample and prints a line now and then."""
+
+    def __init__(self, name: str, steps: int):
+        self.name, self.steps = name, steps
+        self.samples: list[MDSample] = []
+
+    def __call__(self, sample: MDSample) -> None:
+        self.samples.append(sample)
+        if sample.step % max(self.steps // 10, 1) == 0:
+            print(f"{self.name}: step {sample.step} of {self.steps}, {sample.temperature:.0f} K", flush=True)

@@ -10,7 +10,7 @@ across the stretch are polynomials of η (for Li, stretched by 1 % only, one ord
 
 fitted together to the labels (energies weighted 1/(1 meV/atom), stresses 1/(0.1 GPa)). Stress labels may differ from
 the energies' derivative by δ V/V(λ), as the Pulay stress of a fixed plane-wave cutoff does; δ is a parameter of the fit
-(as an energy per atom: δ times the volume of an atom). S0, minus the pressure at λ = 1, is thus the energies'. The short
+(as an energy per atom: δ times an atom's volume). S0, minus the pressure at λ = 1, is thus the energies'. The short
 way from λ = 1 to zero pressure is Murnaghan's equation with B = (C11 + 2 C12 - S0)/3 and the published dB/dp of
 tests/reference_pbe.json, which uniaxial frames do not know. "from stresses alone" is the same with δ taken for real.
 """
