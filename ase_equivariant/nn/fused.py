@@ -84,7 +84,8 @@ class _Gradients(torch.autograd.Function):
             senders.append((g, y, tr))
             edges.append((g, h, y, tr, True, False))
         dy, dr = kernels.by_edge(topology, edges)
-        return kernels.by_receiver(topology, nodes), kernels.by_sender(topology, senders), dy, dr, None, None
+        dh = kernels.by_sender(topology, senders) if senders else None
+        return kernels.by_receiver(topology, nodes), dh, dy, dr, None, None
 
 
 class _Topology:
