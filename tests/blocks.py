@@ -1,4 +1,4 @@
-"""Random blocks of features, and what rotations and the inversion do to them."""
+"""Random blocks of features, what rotations and the inversion do to them, and when numbers are the same."""
 
 import torch
 
@@ -9,6 +9,12 @@ def generator(seed=0):
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def assert_same(found, expected, digits=11):
+    """Equal to so many digits of the largest number, or of one."""
+    tolerance = 10.0**-digits * max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
 def blocks_of(irreps, n, seed=0):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from blocks import assert_same
 from structures import STRUCTURES
 from tiny import TINY
 
@@ -30,10 +31,10 @@ def check(potential, graph_of):
         order = np.arange(len(atoms)) if order is None else order
         before, after = predict(potential, graph_of(atoms)), predict(potential, graph_of(changed))
         strain = copies * matrix @ before.strain_gradient @ matrix.T
-        torch.testing.assert_close(after.energy, copies * before.energy, rtol=0, atol=1e-10 * copies)
-        torch.testing.assert_close(after.node_energies, before.node_energies[order], rtol=0, atol=1e-10)
-        torch.testing.assert_close(after.forces, before.forces[order] @ matrix.T, rtol=0, atol=1e-10)
-        torch.testing.assert_close(after.strain_gradient, strain, rtol=0, atol=1e-9 * copies)
+        assert_same(after.energy, copies * before.energy)
+        assert_same(after.node_energies, before.node_energies[order])
+        assert_same(after.forces, before.forces[order] @ matrix.T)
+        assert_same(after.strain_gradient, strain)
         assert before.strain_gradient.abs().max() > 0.01
 
     return compare
@@ -99,7 +100,7 @@ def test_a_batch_gives_what_each_structure_gives_alone(potential, graph_of):
     alone = [predict(potential, graph_of(atoms)) for atoms in structures]
     for name in ("energy", "node_energies", "forces", "strain_gradient"):
         expected = torch.cat([getattr(prediction, name) for prediction in alone])
-        torch.testing.assert_close(getattr(batch, name), expected, rtol=0, atol=1e-10)
+        assert_same(getattr(batch, name), expected)
 
 
 def test_structures_of_a_batch_do_not_feel_each_other(potential, graph_of):

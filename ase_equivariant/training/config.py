@@ -6,7 +6,7 @@ folder of the configuration file, so that a committed configuration works in eve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class DataConfig:
     ----------
     train, valid, test : a path or a list of them; `test` may map a label to a path
     valid_fraction : where `valid` is null, the share of each chemical system's structures set aside for validation
+    stress_offset : {symbol: eV}, κ of the Pulay stress that a finite plane-wave basis leaves in the stress labels: Σ κ / V over
+        a structure's atoms is subtracted from the three normal components
     atomic_energies : "isolated" (one-atom structures without neighbours), {symbol: eV}, or "least_squares"
     balance : "elements" draws structures so that each element contributes the same expected number of atoms
     epoch_structures : structures per epoch; null: as many as the training set has
@@ -53,6 +55,7 @@ class DataConfig:
     valid_fraction: float | None = None
     test: str | list[str] | dict[str, str] | None = None
     keys: Keys = Keys()
+    stress_offset: dict[str, float] = field(default_factory=dict)
     atomic_energies: str | dict[str, float] = "least_squares"
     balance: Literal["elements"] | None = None
     epoch_structures: int | None = None
@@ -67,6 +70,7 @@ class DataConfig:
             valid_fraction=(fraction is None or 0 < fraction < 1, "between 0 and 1, or null"),
             epoch_structures=(self.epoch_structures is None or self.epoch_structures > 0, "1 or more, or null"),
             batch_size=(self.batch_size > 0, "1 or more"),
+            stress_offset=(set(self.stress_offset) <= set(chemical_symbols[1:]), "a table {symbol: eV}"),
             atomic_energies=(
                 set(energies) <= set(chemical_symbols[1:])
                 if isinstance(energies, dict)

@@ -84,6 +84,14 @@ def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Stru
     return Structure(atoms, source, system, None if energy is None else float(energy), forces, stress)
 
 
+def without_offset(structure: Structure, offset: dict[str, float]) -> Structure:
+    """The structure with its stress label freed of the Pulay stress Σ κ / V."""
+    total = sum(offset.get(symbol, 0.0) for symbol in structure.atoms.get_chemical_symbols())
+    if structure.stress is None or total == 0:
+        return structure
+    return replace(structure, stress=structure.stress - total / structure.atoms.cell.volume * np.eye(3))
+
+
 def find_label(
     atoms: Atoms, quantity: str, key: str | None, shapes: list[tuple], required: bool, source: str
 ) -> np.ndarray | None:

@@ -69,7 +69,8 @@ class Loss:
     def mean(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weighted mean of φ over the first axis and plain mean over the others."""
         per_item = self.phi(x).flatten(1).mean(1) if x.ndim > 1 else self.phi(x)
-        return (weights * per_item).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+        total = weights.sum()
+        return (weights * per_item).sum() / torch.where(total > 0, total, 1.0)  # no label at all: no loss, no gradient
 
     def phi(self, x: Tensor) -> Tensor:
         if self.delta is None:

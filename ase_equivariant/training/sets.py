@@ -19,6 +19,7 @@ from ase_equivariant.training.data import (
     make_batch,
     read_structures,
     split,
+    without_offset,
 )
 
 
@@ -42,7 +43,8 @@ def load_sets(config: TrainConfig, root: Path) -> Sets:
 
     def read(paths: str | list[str] | None) -> list[Structure]:
         paths = [paths] if isinstance(paths, str) else paths or []
-        return read_structures([root / path for path in paths], config.data.keys, config.loss)
+        structures = read_structures([root / path for path in paths], config.data.keys, config.loss)
+        return [without_offset(s, config.data.stress_offset) for s in structures]
 
     train, valid = read(config.data.train), read(config.data.valid)
     test = config.data.test if isinstance(config.data.test, dict) else {"test": config.data.test}
