@@ -28,7 +28,15 @@ from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import from_atoms
 from ase_equivariant.training import references
 from ase_equivariant.training.config import Keys, LossConfig, read_config
-from ase_equivariant.training.data import Draw, collate, element_weights, make_batch, read_structures, split
+from ase_equivariant.training.data import (
+    Draw,
+    collate,
+    element_weights,
+    make_batch,
+    read_structures,
+    split,
+    without_offset,
+)
 from ase_equivariant.training.loss import Loss, Residuals, residuals
 from ase_equivariant.training.module import TrainingModule, follow
 from ase_equivariant.training.train import train
@@ -324,6 +332,29 @@ def test_structures_without_stress_do_not_count_in_its_mean(tmp_path):
     assert both == alone
     assert alone.item() == pytest.approx(np.mean(with_stress.stress**2))
     assert nothing == 0
+
+
+def test_batch_without_any_stress_has_a_finite_gradient(tmp_path):
+    frame = labelled("Cu", 0)
+    with_stress = structures_of(tmp_path, [frame])[0]
+    del frame.calc.results["stress"]
+    batches = [make_batch(s, [29], 4.0) for s in (with_stress, structures_of(tmp_path, [frame])[0])]
+    loss = Loss(LossConfig(energy=0.0, forces=0.0, stress=1.0))
+    gradients = []
+    for batch in batches:
+        strain_gradient = torch.ones_like(batch.stress, requires_grad=True)
+        loss(residuals(FakePrediction(batch.energy, batch.forces, strain_gradient), batch)).backward()
+        gradients.append(strain_gradient.grad)
+    assert gradients[0].abs().min() > 0
+    assert (gradients[1] == 0).all()
+
+
+def test_pulay_stress_is_taken_from_the_labels(tmp_path):
+    structure = structures_of(tmp_path, [labelled("Cu", 0)])[0]
+    atoms, other = structure.atoms, without_offset(structure, {"Ni": 0.3})
+    corrected = without_offset(structure, {"Cu": 0.2, "Ni": 0.3})
+    assert structure.stress - corrected.stress == pytest.approx(0.2 * len(atoms) / atoms.cell.volume * np.eye(3))
+    assert (other.stress == structure.stress).all()
 
 
 class FakePrediction:
