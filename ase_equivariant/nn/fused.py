@@ -237,7 +237,8 @@ def _body(name: str, path: _Path, first: int) -> list[str]:
     if name.endswith(("_set", "_add")):
         lines += coupled
         assign = "+=" if name.endswith("_add") else "="
-        loop.append(f"    dre[{path.weight} + k] {assign} " + " + ".join(f"a{m3}_{m1} * g{m3} * f{m1}" for m3, m1 in terms))
+        sums = " + ".join(f"a{m3}_{m1} * g{m3} * f{m1}" for m3, m1 in terms)
+        loop.append(f"    dre[{path.weight} + k] {assign} {sums}")
     if "_y" in name:
         lines += [f"b{m3}_{m1} = ye[0] - ye[0]" for m3, m1 in terms]
         loop += [f"    b{m3}_{m1} += g{m3} * (x * f{m1})" for m3, m1 in terms]

@@ -9,7 +9,7 @@ so, as in `fused`, its gradients of every order are sums of the same kind.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numba
 import torch
@@ -75,7 +75,7 @@ def _run(kernel, *tensors: Tensor) -> None:
     run_rows(kernel, tensors[-1].shape[0], *[t.detach().contiguous().numpy() for t in tensors])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernels() -> tuple:
     compiled = numba.njit(nogil=True)
 
