@@ -74,8 +74,8 @@ class _Output(torch.nn.Module):
         for extension in self.extensions:
             products.append(extension(products[-1], factors))
         terms: list[Tensor] = []
-        for order, product in zip(self.orders, products):
-            terms.append(order(product, species))
+        for nu, order in enumerate(self.orders):
+            terms.append(order(products[nu], species))
         return torch.stack(terms).sum(0)
 
 
