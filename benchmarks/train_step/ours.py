@@ -11,6 +11,7 @@ from ase_equivariant.architectures import build
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.potential import Potential
+from ase_equivariant.training.acceleration import accelerated
 
 
 def make(molecules: list[Atoms]):
@@ -32,11 +33,12 @@ def make(molecules: list[Atoms]):
         scale=unit,
         shift=[[0.0] * len(ATOMIC_NUMBERS)],
     )
-    optimizer = torch.optim.Adam(potential.parameters(), lr=0.01, amsgrad=True)
+    twin = accelerated(potential)  # what the trainer steps on
+    optimizer = torch.optim.Adam(potential.parameters(), lr=0.01, amsgrad=True, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        prediction = predict(potential, graph, create_graph=True)
+        prediction = predict(twin, graph, create_graph=True)
         loss_function((prediction.energy - energy) / n_atoms, prediction.forces - forces).backward()
         optimizer.step()
 
