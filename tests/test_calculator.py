@@ -38,7 +38,7 @@ def path(potential, tmp_path):
 def test_forces_equal_finite_differences(calc, name):
     atoms = STRUCTURES[name]()
     atoms.calc = calc
-    numerical = calculate_numerical_forces(atoms, eps=1e-4, force_consistent=True)
+    numerical = calculate_numerical_forces(atoms, eps=1e-5, force_consistent=True)
     assert np.abs(numerical).max() > 1e-2
     assert np.abs(atoms.get_forces() - numerical).max() < 1e-6
 
