@@ -33,6 +33,7 @@ from torch import Tensor
 from ase_equivariant.architectures import ARCHITECTURES, build
 from ase_equivariant.derivatives import Prediction, predict
 from ase_equivariant.graph import Graph, from_atoms
+from ase_equivariant.importers import import_model
 from ase_equivariant.potential import Potential
 from ase_equivariant.zoo import resolve
 
@@ -40,6 +41,7 @@ FORMAT_VERSION = 1
 KEY = "ase_equivariant"  # the one entry of the safetensors metadata
 TABLES = ("atomic_energies", "scale", "shift")
 STRUCTURE = ("format_version", "architecture", "config", "atomic_numbers", "heads", *TABLES, "checksum")
+ZIP = b"PK\x03\x04"  # how the files of torch.save begin
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 
@@ -119,7 +121,9 @@ def to_bytes(potential: Potential) -> bytes:
 
 
 def from_bytes(data: bytes, source: str = "model data") -> Potential:
-    """The potential in the content of a model file; `source` names it in errors."""
+    """The potential in the content of a model file, ours or one that `importers` knows; `source` names it in errors."""
+    if data.startswith(ZIP):
+        return _import(data, source)
     header = _read_header(BytesIO(data), len(data), source)
     try:
         tensors = safetensors.torch.load(data)
@@ -128,6 +132,15 @@ def from_bytes(data: bytes, source: str = "model data") -> Potential:
     if header["checksum"] != _checksum(header, tensors):
         raise InputError(f"{source} is damaged: its checksum does not match its content; get the file again")
     return _assemble(header, tensors, source)
+
+
+def _import(data: bytes, source: str) -> Potential:
+    try:
+        potential = import_model(data)
+    except ValueError as error:
+        raise InputError(f"cannot import {source}: {error}; nothing in it was executed") from error
+    potential.metadata["name"] = Path(source).stem
+    return potential.eval()
 
 
 def _read_header(file: BinaryIO, size: int, source: str) -> dict[str, Any]:
@@ -161,12 +174,13 @@ def _foreign(start: bytes) -> str:
     """What a file is that does not begin as a safetensors file does."""
     if not start:
         return "is empty"
-    for magic, kind in {b"PK\x03\x04": "a zip archive as PyTorch writes it", b"\x80": "a Python pickle"}.items():
-        if start.startswith(magic):
-            return (
-                f"is {kind}; opening such a file can run code, so this package does not unpickle it: "
-                "give a .safetensors file (readers for the files of other packages are to come)"
-            )
+    if start.startswith(ZIP):
+        return (
+            "is a zip archive as PyTorch writes it, without a header: "
+            "load_potential() reads a model in it, save_potential() makes a file with a header"
+        )
+    if start.startswith(b"\x80"):
+        return "is a Python pickle; opening such a file can run code, so this package does not unpickle it"
     return "is not a safetensors file, or it is damaged"
 
 

@@ -11,6 +11,7 @@ LAYERS = (
     "nn",
     "architectures",
     "potential",
+    "importers",
     "neighbors",
     "graph",
     "derivatives",

@@ -42,8 +42,8 @@ class DataConfig:
     ----------
     train, valid, test : a path or a list of them; `test` may map a label to a path
     valid_fraction : where `valid` is null, the share of each chemical system's structures set aside for validation
-    stress_offset : {symbol: eV}, κ of the Pulay stress that a finite plane-wave basis leaves in the stress labels: Σ κ / V over
-        a structure's atoms is subtracted from the three normal components
+    stress_offset : {symbol: eV}, κ of the Pulay stress that a finite plane-wave basis leaves in the stress labels:
+        Σ κ / V over a structure's atoms is subtracted from the three normal components
     atomic_energies : "isolated" (one-atom structures without neighbours), {symbol: eV}, or "least_squares"
     balance : "elements" draws structures so that each element contributes the same expected number of atoms
     epoch_structures : structures per epoch; null: as many as the training set has

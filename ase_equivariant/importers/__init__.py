@@ -1,0 +1,18 @@
+"""Model files of other packages: read without running anything from them, rebuilt as our own architectures."""
+
+from __future__ import annotations
+
+from ase_equivariant.importers.mace import import_mace
+from ase_equivariant.importers.records import ForeignFileError, read_records
+from ase_equivariant.potential import Potential
+
+
+def import_model(data: bytes) -> Potential:
+    """The potential in the content of a file that another package wrote; `ForeignFileError` says why not."""
+    root = read_records(data)
+    if not root.name.startswith("mace."):
+        raise ForeignFileError(f"it holds {root.name}; known are the models of mace-torch")
+    try:
+        return import_mace(root)
+    except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+        raise ForeignFileError(f"its layout is not that of a MACE model that this version knows ({error})") from error
