@@ -3,6 +3,7 @@
 import configparser
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,10 @@ def test_reference_lattice_constants_follow_from_the_volumes(symbol, atoms_per_c
     for source in ("wien2k", "vasp"):
         expected = (atoms_per_cell * reference[source]["volume"]) ** (1 / 3)
         assert reference[source]["lattice_constant"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_tables_of_the_model_cards_are_the_result_files():
+    filled = runpy.run_path(ROOT / "benchmarks" / "cards.py")["filled"]
+    cards = (ROOT / "models" / "README.md").read_text()
+    assert filled(cards) == cards
+    assert "<!-- results/mlearn.md -->\n|" in cards

@@ -1,0 +1,22 @@
+"""Put the result tables into the model cards: every `<!-- results/NAME.md -->` … `<!-- end -->` of models/README.md.
+
+python benchmarks/cards.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CARDS = HERE.parent / "models" / "README.md"
+PLACE = re.compile(r"(<!-- (results/\w+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """The cards with the present result files in their places."""
+    return PLACE.sub(lambda place: place[1] + (HERE / place[2]).read_text() + place[3], text)
+
+
+if __name__ == "__main__":
+    CARDS.write_text(filled(CARDS.read_text()))
