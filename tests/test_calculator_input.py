@@ -161,7 +161,7 @@ def test_other_errors_of_a_backend_are_not_hidden(calc, monkeypatch):
 @pytest.fixture
 def proven():
     potential = tiny_potential()
-    potential.metadata["golden"] = golden_structures(potential, [copper(), rattled(molecule("CH4"))])
+    potential.metadata["golden"] = golden_structures(potential, [copper(), rattled(molecule("CH3OH"))])
     return potential
 
 
