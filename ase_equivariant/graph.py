@@ -130,7 +130,7 @@ def _species(numbers: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:
     """Index of each atom's element in `atomic_numbers`, [n_atoms] int64."""
     table = np.full(max(*atomic_numbers, numbers.max(initial=0), 0) + 1, -1)
     table[list(atomic_numbers)] = np.arange(len(atomic_numbers))
-    species = table[numbers]
+    species = np.where(numbers < 0, -1, table[numbers])
     if (species < 0).any():
         unknown = [
             f"{_symbol(z)} (Z={z}, atoms {_listing(np.flatnonzero(numbers == z))})"

@@ -113,7 +113,7 @@ def test_unknown_elements_are_named_with_their_atoms_and_the_models_elements():
     )
 
 
-@pytest.mark.parametrize("number", [0, 130])
+@pytest.mark.parametrize("number", [-1, 0, 130])
 def test_atomic_numbers_outside_the_periodic_table_are_unknown_elements(number):
     with pytest.raises(InputError, match=rf"X \(Z={number}, atoms 1\)"):
         from_atoms(Atoms([1, number], positions=[[0, 0, 0], [0, 0, 1]]), ATOMIC_NUMBERS, CUTOFF)
