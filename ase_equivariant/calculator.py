@@ -6,7 +6,8 @@ import copy
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,26 @@ TOLERANCES = {  # of the golden structures: eV/atom, eV/Å, eV/Å³
     "float64": {"energy": 1e-8, "forces": 1e-6, "stress": 1e-7},
 }
 
+_PROCESS = os.getpid()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Whatever the caller has switched off, gradients work; in a forked process torch keeps to one thread.
+
+    The threads of the parent do not exist in its child, which would wait for them for ever.
+    """
+    threads = torch.get_num_threads()
+    forked = threads > 1 and os.getpid() != _PROCESS
+    with torch.inference_mode(False):
+        try:
+            if forked:
+                torch.set_num_threads(1)
+            yield
+        finally:
+            if forked:
+                torch.set_num_threads(threads)
+
 
 class EquivariantCalculator(Calculator):
     """ASE calculator of an equivariant potential.
@@ -59,6 +80,7 @@ class EquivariantCalculator(Calculator):
     ignored_changes = {"initial_charges", "initial_magmoms"}
     nolabel = True
 
+    @_undisturbed()
     def __init__(
         self,
         model: str | os.PathLike | Potential,
@@ -89,6 +111,7 @@ class EquivariantCalculator(Calculator):
             head=self._head,
         )
 
+    @_undisturbed()
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -101,12 +124,12 @@ class EquivariantCalculator(Calculator):
             self.results, self.extras = {}, {}
         if self.atoms is None:
             raise InputError("there are no atoms to calculate; give some")
-        has_volume = _has_volume(self.atoms.cell)
-        if "stress" in properties and not has_volume:
-            raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")
         potential = self.potential
         head = potential.heads.index(self._head)
         graph = from_atoms(self.atoms, potential.atomic_numbers, potential.cutoff, self._neighbors, head)
+        has_volume = _has_volume(self.atoms.cell)
+        if "stress" in properties and not has_volume:
+            raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")
         forces = "forces" in properties or "stress" in properties
         prediction = self._predict(graph, forces)
         energy = float(prediction.energy[0])
@@ -128,8 +151,7 @@ class EquivariantCalculator(Calculator):
     def _predict(self, graph: Graph, forces: bool) -> Prediction:
         self.calls += 1
         try:
-            with torch.enable_grad():  # forces are a gradient, even where the caller has turned gradients off
-                return self._backend(graph, forces)
+            return self._backend(graph, forces)
         except (RuntimeError, MemoryError) as error:
             text = str(error).lower()
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in text and "alloc" in text:
@@ -196,7 +218,7 @@ def _start_backend(potential: Potential, device: torch.device, dtype: str, backe
         try:
             return name, _start_verified(name, potential, device, dtype)
         except CalculatorSetupError as error:
-            warnings.warn(f"{error}; another backend is used instead", stacklevel=3)
+            warnings.warn(f"{error}; another backend is used instead", stacklevel=4)
     return names[-1], _start_verified(names[-1], potential, device, dtype)
 
 

@@ -238,6 +238,16 @@ def test_global_state_is_neither_used_nor_touched(path, hostile_state):
     assert BaseCalculator.implemented_properties == []
 
 
+def test_a_caller_s_inference_mode_neither_hinders_nor_spoils_a_calculator(path):
+    expected = EquivariantCalculator(path, "cpu", "float64").get_forces(copper())
+    with torch.inference_mode():
+        calc = EquivariantCalculator(path, "cpu", "float64")
+        assert (calc.get_forces(copper()) == expected).all()
+        assert torch.is_inference_mode_enabled()
+    calc.reset()
+    assert (calc.get_forces(copper()) == expected).all()
+
+
 def test_an_isolated_atom_has_no_force_and_atoms_far_apart_add(calc):
     alone = Atoms("Cu")
     alone.calc = calc

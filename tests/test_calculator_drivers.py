@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing
 import pickle
 
 import ase.db
@@ -10,9 +11,7 @@ import pytest
 import torch
 from ase import units
 from ase.build import bulk, molecule
-from ase.calculators.calculator import (
-    InputError,
-)
+from ase.calculators.calculator import InputError
 from ase.calculators.mixing import SumCalculator
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
@@ -190,3 +189,19 @@ def test_calculators_can_be_added(calc):
     assert atoms.get_forces() == pytest.approx(expected, abs=1e-12)
     assert atoms.get_stress() == pytest.approx(2 * calc.get_stress(atoms), abs=1e-12)
     assert (calc.calls, twin.calls) == (1, 1)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_a_forked_process_computes_although_its_parent_s_threads_are_gone(calc):
+    here, there = copper(0.1) * (3, 3, 3), copper(0.2) * (3, 3, 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        calc.get_forces(here)  # wakes torch's second thread
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            found = pool.apply_async(calc.get_forces, (there,)).get(timeout=60)
+        expected = calc.get_forces(there)
+    finally:
+        torch.set_num_threads(threads)
+    assert np.abs(found - expected).max() < 1e-10
+    assert np.abs(expected).max() > 0.1
