@@ -7,6 +7,7 @@ the integrator's own force call left behind.
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from time import perf_counter
 
@@ -20,6 +21,7 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT, NoseHooverChainNVT
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
+from ase_equivariant.checkpoint import write_atomically
 from ase_equivariant.workflows.checks import has_pressure, hydrostatic_pressure, require_calculator, require_pressure
 from ase_equivariant.workflows.plot import plot_md
 from ase_equivariant.workflows.rdf import distance_distribution
@@ -77,7 +79,9 @@ def run_md(
     interrupted = isinstance(stopped, KeyboardInterrupt)
     summary = summarize(settings, recorder, perf_counter() - started, interrupted)
     _restore(atoms, recorder.last)
-    write(files.final, recorder.last, format="extxyz")
+    final = StringIO()
+    write(final, recorder.last, format="extxyz")
+    write_atomically(final.getvalue().encode(), files.final)
     plot_md(summary, recorder.samples, distance_distribution(_settled_frames(files.trajectory)))
     if stopped and not interrupted:
         raise MDStopped(

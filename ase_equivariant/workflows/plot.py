@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from io import BytesIO
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ase_equivariant.checkpoint import write_atomically
 from ase_equivariant.workflows.rdf import Distances
 from ase_equivariant.workflows.record import MDSample, MDSummary
 from ase_equivariant.workflows.settings import ENSEMBLES
@@ -53,7 +55,9 @@ def plot_md(summary: MDSummary, samples: Sequence[MDSample], distances: Distance
     _series(axes[1, 0], times, total, "conserved energy" if settings.conserves else "total energy", "meV/atom")
     axes[1, 0].set_title(_energy_note(summary), fontsize=9, color=INK, loc="left")
     _distances(axes[1, 1], distances)
-    figure.savefig(summary.files.picture)
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomically(picture.getvalue(), summary.files.picture)
 
 
 def _title(summary: MDSummary) -> str:
