@@ -168,8 +168,8 @@ def announce(console: Console, config: TrainConfig, sets: Sets, potential: Poten
 
 
 def tell(console: Console, text: str) -> None:
-    """Print a line, never folded."""
-    console.print(text, highlight=False, soft_wrap=True)
+    """Print a line as it is, never folded."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
