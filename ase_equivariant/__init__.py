@@ -15,7 +15,7 @@ _HOMES = {
     "save_potential": "checkpoint",
     "available_models": "zoo",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str):
