@@ -12,7 +12,8 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import InputError
 
-from ase_equivariant import EquivariantCalculator, load_potential, save_potential
+from ase_equivariant import EquivariantCalculator, importers, load_potential, save_potential
+from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.records import ForeignFileError, read_records
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
@@ -96,6 +97,27 @@ def test_parts_that_are_not_rebuilt_yet_are_named(name, parts):
     with pytest.raises(InputError, match="cannot import") as error:
         load_potential(FILES / f"{name}.model")
     assert [part for part in parts if part not in str(error.value)] == []
+
+
+@needs_files
+def test_trained_frequencies_are_not_taken_for_the_usual_ones():
+    root = read_records((FILES / "trained.model").read_bytes())
+    import_mace(root)
+    root.get("radial_embedding.bessel_fn.bessel_weights")[2] *= 1.01
+    with pytest.raises(ForeignFileError, match="trained frequencies of the Bessel functions"):
+        import_mace(root)
+
+
+@needs_files
+@pytest.mark.parametrize(("key", "value"), [("heads", []), ("r_max", {}), ("r_max", 0.0), ("interactions", None)])
+def test_a_model_without_its_usual_layout_is_refused(key, value, monkeypatch):
+    root = read_records((FILES / "trained.model").read_bytes())
+    monkeypatch.setattr(importers, "read_records", lambda data: root)
+    assert importers.import_model(b"").heads
+    table = next(table for table in (root.state["_modules"], root.state["_buffers"], root.state) if key in table)
+    monkeypatch.setitem(table, key, value)
+    with pytest.raises(ForeignFileError):
+        importers.import_model(b"")
 
 
 def archive(program: bytes, **files: bytes) -> bytes:

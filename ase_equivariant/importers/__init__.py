@@ -14,5 +14,5 @@ def import_model(data: bytes) -> Potential:
         raise ForeignFileError(f"it holds {root.name}; known are the models of mace-torch")
     try:
         return import_mace(root)
-    except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ForeignFileError(f"its layout is not that of a MACE model that this version knows ({error})") from error

@@ -84,6 +84,9 @@ def _check_parts(root: Record) -> None:
         unknown += [block.name for block in root.get(name).children() if block.name not in known]
     if root.get("radial_embedding.bessel_fn").name != "mace.modules.radial.BesselBasis":
         unknown.append(root.get("radial_embedding.bessel_fn").name)
+    weights = root.get("radial_embedding.bessel_fn.bessel_weights").double()
+    fixed = math.pi / float(root.get("r_max")) * torch.arange(1, weights.numel() + 1, dtype=torch.float64)
+    unknown += [] if torch.allclose(weights, fixed, rtol=1e-5) else ["trained frequencies of the Bessel functions"]
     for path in ("radial_embedding.distance_transform", "pair_repulsion_fn", "joint_embedding", "embedding_readout"):
         part = root.get(path)
         unknown += [getattr(part, "name", path)] if part is not None else []
