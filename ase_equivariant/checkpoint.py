@@ -56,6 +56,8 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
 def write_atomically(data: bytes, path: str | os.PathLike) -> None:
     """Write a whole file or nothing: on a full disk or a kill, what was there before stays."""
     path = Path(path).resolve()
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+        raise InputError(f"cannot write {path}: it is not a regular file; give the name of a file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

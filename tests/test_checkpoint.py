@@ -127,6 +127,16 @@ def test_saving_where_there_is_no_folder_is_an_input_error(potential, tmp_path):
         save_potential(potential, tmp_path / "file" / "a.safetensors")
 
 
+def test_only_a_regular_file_is_ever_replaced(potential, tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # stands for /dev/null, which root could replace
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(InputError, match=f"cannot write .*{name}: it is not a regular file"):
+            save_potential(potential, tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, np.float32(1.0)])
 def test_metadata_that_json_cannot_hold_is_refused(potential, value):
     potential.metadata["errors"] = value
