@@ -1,5 +1,8 @@
 """The command line: what it prints and writes, its exit codes, and one sentence for everything a user can put right."""
 
+import errno
+import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read, write
+from ase.io.trajectory import TrajectoryWriter
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, save_potential, zoo
@@ -198,7 +202,16 @@ BAD = {
     "no such file": (("relax", "nothing.xyz", "-m", "{model}", "-o", "{out}.xyz"), "there is no file nothing.xyz"),
     "empty file": (("md", "{empty}", "-m", "{model}", "-o", "{out}"), "cannot read structures from"),
     "not a structure": (("evaluate", "{text}", "-m", "{model}", "-o", "{out}.xyz"), "cannot read structures from"),
-    "no such frame": (("relax", "{si}@7", "-m", "{model}", "-o", "{out}.xyz"), "cannot read structures from"),
+    "no such frame": (("relax", "{si}@7", "-m", "{model}", "-o", "{out}.xyz"), "it has no frame 7"),
+    "a folder": (("relax", "{folder}", "-m", "{model}", "-o", "{out}.xyz"), "it is a directory"),
+    "into a folder": (("relax", "{si}", "-m", "{model}", "-o", "{folder}"), "it is not a regular file"),
+    "folder as prefix": (
+        ("md", "{si}", "-m", "{model}", "-o", "{folder}"),
+        "folder.xyz is a directory; give the begin",
+    ),
+    "file as folder": (("md", "{si}", "-m", "{model}", "-o", "{si}/run"), "is not a directory"),
+    "seed": (("md", "{si}", "-m", "{model}", "-o", "{out}", "--seed", "-1"), "seed must be 0 or more; got -1"),
+    "memory": (("md", "{si}", "-m", "{model}", "-o", "{out}", "--supercell", "99999,99999,99999"), "fit into memory"),
     "no such format": (("relax", "{si}", "-m", "{model}", "-o", "{out}.docx"), "ASE cannot write a file called"),
     "no such folder": (("relax", "{si}", "-m", "{model}", "-o", "{out}/x.xyz"), "there is no directory"),
     "one frame only": (("evaluate", "{two}", "-m", "{model}", "-o", "{out}.vasp"), "cannot write"),
@@ -227,7 +240,9 @@ def test_bad_input_is_one_sentence_on_stderr_with_exit_code_2_and_leaves_no_file
     write(files["two"], [bulk("Si"), bulk("Si")])
     write(files["h2o"], molecule("H2O"))
     write(files["gold"], bulk("Au"))
-    before = sorted(tmp_path.iterdir())
+    files["folder"] = tmp_path / "folder.xyz"
+    files["folder"].mkdir()
+    before = sorted(tmp_path.rglob("*"))
     command, words = BAD[case]
     args = [part.format(**files, si=silicon, model=model, out=tmp_path / "out") for part in command]
     code, _, err = run(*args)
@@ -235,7 +250,18 @@ def test_bad_input_is_one_sentence_on_stderr_with_exit_code_2_and_leaves_no_file
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert words in err
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["relax", "md"])
+def test_a_full_disk_is_one_sentence_that_names_the_file(command, run, model, silicon, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(TrajectoryWriter, "write", full)
+    code, _, err = run(command, silicon, "-m", model, "-o", tmp_path / "out.xyz")
+    assert code == 2
+    assert re.fullmatch(r"error: cannot write .*out.*\.traj: No space left on device; .* are kept\n", err)
 
 
 def test_wrong_options_are_usage_errors(run, silicon):

@@ -45,11 +45,19 @@ def read_structures(file: str, index: int | slice = slice(None)) -> list[Atoms]:
     try:
         frames = read(path, index=index if chosen is None else chosen, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE's readers raise whatever they stumble over
-        raise InputError(f"cannot read structures from {path}: {error or type(error).__name__}") from error
+        raise InputError(f"cannot read structures from {path}: {_reason(error, path, chosen)}") from error
     frames = frames if isinstance(frames, list) else [frames]
     if not frames or not all(len(atoms) for atoms in frames):
         raise InputError(f"{path} holds no atoms" if frames else f"{path} holds no structures")
     return frames
+
+
+def _reason(error: Exception, path: str, chosen: int | slice | None) -> str:
+    if Path(path).is_dir():
+        return "it is a directory"
+    if isinstance(chosen, int) and not str(error):  # how ASE's readers say that a file is shorter
+        return f"it has no frame {chosen}"
+    return str(error) or type(error).__name__
 
 
 def check_output(path: Path) -> str:
@@ -59,6 +67,8 @@ def check_output(path: Path) -> str:
 
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {path.parent} to write {path.name} to")
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is not a regular file; give the name of a file")
     try:
         name = filetype(str(path), read=False)
         writable = ioformats[name].can_write
@@ -79,8 +89,8 @@ def write_structures(path: Path, frames: list[Atoms]) -> None:
     try:
         write(temporary, frames, format=form)
         os.replace(temporary, path)
-    except OSError:
-        raise
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
     except Exception as error:  # ASE's writers raise whatever they stumble over
         raise InputError(f"cannot write {path} in the format {form}: {error}") from error
     finally:

@@ -54,12 +54,14 @@ def main(args: Sequence[str] | None = None) -> None:
 def _is_users(error: Exception) -> bool:
     from ase.calculators.calculator import CalculatorError, PropertyNotImplementedError
 
-    return isinstance(error, (CalculatorError, PropertyNotImplementedError, OSError))
+    return isinstance(error, (CalculatorError, PropertyNotImplementedError, OSError, MemoryError))
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return f"this does not fit into memory, ask for less: {error or 'nothing is left'}"
     return " ".join(str(error).split())
 
 

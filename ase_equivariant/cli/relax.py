@@ -49,8 +49,7 @@ def relax_and_show(atoms: Atoms, **options) -> RelaxResult:
     from ase_equivariant.workflows import relax as run
 
     before = atoms.copy()
-    say(f"[bold]{'step':>6}{'energy (eV)':>18}{'fmax (eV/Å)':>14}{'pressure (GPa)':>17}[/]")
-    result = run(atoms, observer=lambda step: say(_line(step)), **options)
+    result = run(atoms, observer=_show, **options)
     rows = [*_changes(result), *_geometry(before, atoms)]
     console().print(table(["", "before", "after"], rows))
     if result.converged:
@@ -61,9 +60,11 @@ def relax_and_show(atoms: Atoms, **options) -> RelaxResult:
     return result
 
 
-def _line(step: RelaxStep) -> str:
+def _show(step: RelaxStep) -> None:
+    if step.step == 0:
+        say(f"[bold]{'step':>6}{'energy (eV)':>18}{'fmax (eV/Å)':>14}{'pressure (GPa)':>17}[/]")
     pressure = "-" if step.pressure is None else f"{step.pressure:.4f}"
-    return f"{step.step:6d}{step.energy:18.6f}{step.fmax:14.5f}{pressure:>17}"
+    say(f"{step.step:6d}{step.energy:18.6f}{step.fmax:14.5f}{pressure:>17}")
 
 
 def _changes(result: RelaxResult) -> list[tuple[str, str, str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import CalculatorSetupError, InputError
@@ -12,6 +15,17 @@ def require_calculator(atoms: Atoms) -> None:
         raise CalculatorSetupError("the atoms have no calculator: set `atoms.calc = EquivariantCalculator(...)` first")
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
+
+
+@contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turn a full disk or a missing permission into one sentence about `what` is being written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {what}: {error.strerror or error}; frames and lines that were complete are kept"
+        ) from error
 
 
 def has_pressure(atoms: Atoms) -> bool:

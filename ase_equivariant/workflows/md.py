@@ -22,7 +22,13 @@ from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from ase_equivariant.checkpoint import write_atomically
-from ase_equivariant.workflows.checks import has_pressure, hydrostatic_pressure, require_calculator, require_pressure
+from ase_equivariant.workflows.checks import (
+    has_pressure,
+    hydrostatic_pressure,
+    require_calculator,
+    require_pressure,
+    writing,
+)
 from ase_equivariant.workflows.plot import plot_md
 from ase_equivariant.workflows.rdf import distance_distribution
 from ase_equivariant.workflows.record import MDFiles, MDSample, MDSummary, Recorder, summarize
@@ -64,7 +70,7 @@ def run_md(
     dynamics = make_dynamics(atoms, settings, rng)
     files = MDFiles.at(prefix)
     stopped, started = None, perf_counter()
-    with Recorder(atoms, files, settings.interval) as recorder:
+    with writing(files.trajectory), Recorder(atoms, files, settings.interval) as recorder:
         try:
             for _ in dynamics.irun(settings.steps):
                 check_forces(atoms)
@@ -82,7 +88,8 @@ def run_md(
     final = StringIO()
     write(final, recorder.last, format="extxyz")
     write_atomically(final.getvalue().encode(), files.final)
-    plot_md(summary, recorder.samples, distance_distribution(_settled_frames(files.trajectory)))
+    with writing(files.picture):
+        plot_md(summary, recorder.samples, distance_distribution(_settled_frames(files.trajectory)))
     if stopped and not interrupted:
         raise MDStopped(
             f"the dynamics failed at step {summary.steps + 1} of {settings.steps}: {stopped} "

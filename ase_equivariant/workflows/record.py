@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import InputError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import Trajectory
 
@@ -45,7 +46,11 @@ class MDFiles:
 
     @classmethod
     def at(cls, prefix: str | Path) -> MDFiles:
-        base = str(prefix)
+        base = Path(prefix)
+        if base.is_dir():
+            raise InputError(f"{base} is a directory; give the beginning of the files' names, such as {base / 'md'}")
+        if base.parent.exists() and not base.parent.is_dir():
+            raise InputError(f"cannot write {base}: {base.parent} is not a directory")
         return cls(Path(f"{base}.traj"), Path(f"{base}.csv"), Path(f"{base}-final.xyz"), Path(f"{base}.png"))
 
 

@@ -24,6 +24,7 @@ from ase_equivariant.workflows.checks import (
     require_calculator,
     require_positive,
     require_pressure,
+    writing,
 )
 
 OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE, "lbfgs": LBFGS}
@@ -87,7 +88,7 @@ def relax(
     atoms.get_forces()  # bad input speaks up here, before any file is opened
     driver = OPTIMIZERS[optimizer](target, logfile=None)
     history = []
-    with ExitStack() as stack:
+    with writing(trajectory or logfile), ExitStack() as stack:
         frames = stack.enter_context(Trajectory(str(trajectory), "w", atoms)) if trajectory else None
         log = stack.enter_context(open(logfile, "w", buffering=1)) if logfile else None
         if log:

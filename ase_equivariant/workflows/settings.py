@@ -42,6 +42,8 @@ class MDSettings:
             raise InputError(f"unknown ensemble {self.ensemble!r}; choose one of {', '.join(ENSEMBLES)}")
         positive = ("temperature", "timestep", "steps", "friction", "thermostat_time", "barostat_time", "interval")
         require_positive(**{name: getattr(self, name) for name in positive})
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more; got {self.seed}")
         if not np.isfinite(self.pressure):
             raise InputError(f"pressure must be a number, in GPa; got {self.pressure}")
         if self.pressure and self.ensemble != "npt":
