@@ -29,10 +29,10 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     names = available_models()
     if name_or_path in names:
         return MODELS / f"{name_or_path}{SUFFIX}"
-    path = Path(name_or_path)
-    if path.is_file():
+    path = Path(name_or_path).expanduser()
+    if os.path.isfile(path):  # false, not an error, for names that no file can have
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a directory; give a model file or one of the shipped models: {_listed(names)}")
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"there is no model file {path}{_closest_file(path)}")

@@ -259,3 +259,23 @@ def test_an_isolated_atom_has_no_force_and_atoms_far_apart_add(calc):
     pair.positions[1, 0] = 2.5
     assert abs(pair.get_potential_energy() - 2 * energy) > 1e-3
     assert np.abs(pair.get_forces()).max() > 1e-3
+
+
+def test_a_structure_seen_lately_costs_no_call(potential):
+    calc = EquivariantCalculator(potential, device="cpu", dtype="float64")
+    first, second = copper(0.05), copper(0.05)
+    second.positions[0, 0] += 0.1
+    forces = [calc.get_forces(atoms) for atoms in (first, second, first)]
+    assert calc.calls == 2
+    assert (forces[2] == forces[0]).all()
+    assert not np.allclose(forces[1], forces[0])
+    calc.results["forces"][:] = 0.0
+    assert (calc.get_forces(second) == forces[1]).all()
+    assert (calc.get_forces(first) == forces[0]).all()
+    assert calc.calls == 2
+    calc.reset()
+    assert (calc.get_forces(first) == forces[0]).all()
+    assert calc.calls == 3
+    assert calc.get_potential_energy(copper()) != calc.get_potential_energy(first)
+    assert calc.get_forces(copper()).shape == forces[0].shape
+    assert calc.calls == 5

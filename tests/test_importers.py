@@ -154,6 +154,7 @@ class Touch:
         (program("_codecs", "encode", "text", "rot13"), "it encodes text as 'rot13'"),
         (program("torch._utils", "_rebuild_tensor_v2", torch.float32, 0, (10**12,), (0,)), "it names torch.float32"),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "an enormous table"),
+        (b"\x80\x02ctorch._utils\n_rebuild_parameter\n}X\x0c\x00\x00\x00__defaults__)sb.", "it changes a function"),
         (program("collections", "OrderedDict"), "it holds a OrderedDict instead of a model"),
         (b"\x80\x02}q", "it is damaged"),
         (b"", "it is damaged"),

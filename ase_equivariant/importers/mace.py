@@ -94,6 +94,8 @@ def _check_parts(root: Record) -> None:
     unknown += [f"{name}={root.get(name)}" for name, usual in flags.items() if root.get(name, usual) != usual]
     kinds = [block.name for block in root.get("interactions").children()]
     unknown += ["interactions of more than two kinds"] if len(set(kinds[1:])) > 1 else []
+    counts = {float(block.get("avg_num_neighbors")) for block in root.get("interactions").children()}
+    unknown += ["another avg_num_neighbors in each layer"] if len(counts) > 1 else []
     if unknown:
         raise ForeignFileError(f"it has parts that this version cannot rebuild: {', '.join(dict.fromkeys(unknown))}")
 

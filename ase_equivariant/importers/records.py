@@ -13,6 +13,7 @@ import math
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Record:
             if not found:
                 return default
             value = found[0]
-        return value
+        return value.tensor if isinstance(value, _Held) else value
 
     def children(self) -> list[Record]:
         """Submodules in order."""
@@ -110,7 +111,7 @@ class _Reader(pickle.Unpickler):
     def __init__(self, program: bytes, archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]):
         super().__init__(io.BytesIO(program))
         self.archive, self.entries = archive, entries
-        self.storages: dict[str, torch.Tensor] = {}
+        self.storages: dict[str, _Held] = {}
         self.types: dict[str, type] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -123,7 +124,7 @@ class _Reader(pickle.Unpickler):
             return self.types.setdefault(qualified, type("Record", (Record,), {"name": qualified}))
         raise ForeignFileError(f"it names {qualified}, which no model needs")
 
-    def persistent_load(self, key: tuple) -> torch.Tensor:
+    def persistent_load(self, key: tuple) -> _Held:
         kind, dtype, number, _, count = key
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ForeignFileError("it refers to something that is not a tensor's storage")
@@ -131,17 +132,46 @@ class _Reader(pickle.Unpickler):
             raw = bytearray(self.archive.read(self.entries[f"data/{number}"]))
             if len(raw) != count * dtype.itemsize:
                 raise ForeignFileError(f"storage {number} has {len(raw)} bytes instead of {count * dtype.itemsize}")
-            self.storages[number] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+            self.storages[number] = _Held(torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype))
         return self.storages[number]
 
 
-def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
-    if math.prod(size) > storage.numel() or min((offset, *stride)) < 0:
+class _Held:
+    """A tensor out of the pickle's reach: a tensor itself would let it call `set_` and resize."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+    def __setstate__(self, state: Any) -> None:
+        raise ForeignFileError("it sets the state of a tensor")
+
+
+class _Builder:
+    """A function that a pickle may call and not change."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ForeignFileError("it changes a function")
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> _Held:
+    if not isinstance(storage, _Held):
+        raise ForeignFileError("a tensor has no storage")
+    if math.prod(size) > storage.tensor.numel() or min((offset, *stride)) < 0:
         raise ForeignFileError("a tensor is larger than its storage")
-    return torch.as_strided(storage, size, stride, offset).clone()
+    return _Held(torch.as_strided(storage.tensor, size, stride, offset).clone())
 
 
-def _rebuild_parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
+def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
@@ -159,12 +189,12 @@ def _activation(owner: Any, name: str) -> Record:
 
 
 _BUILDERS = {
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_tensor_v2": _Builder(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": _Builder(_rebuild_parameter),
     "collections.OrderedDict": collections.OrderedDict,
     "__builtin__.set": set,
     "builtins.set": set,
-    "_codecs.encode": _encode,
-    "__builtin__.getattr": _activation,
-    "builtins.getattr": _activation,
+    "_codecs.encode": _Builder(_encode),
+    "__builtin__.getattr": _Builder(_activation),
+    "builtins.getattr": _Builder(_activation),
 }
