@@ -20,7 +20,7 @@ BAD = {
     **dict.fromkeys(["num_species", "num_bessel", "envelope_power", "num_interactions"], [0, -1, 2.0, "2", None, True]),
     **dict.fromkeys(["readout_mlp", "num_heads"], [0, -1, 2.0, "2", None, True]),
     **dict.fromkeys(["cutoff", "avg_num_neighbors"], [0, -1.0, math.nan, math.inf, "4", None]),
-    "radial_mlp": [64, "64", [0], [16, 1.5], None],
+    "radial_mlp": [64, "64", [0], [16, 1.5], [1] * 11, None],
     "l_max": [-1, 12, 2.0, "2", None],
     "correlation": [0, 5, 2.0, "3"],
     "interaction_first": ["Residual", "", None],
@@ -51,6 +51,26 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
     message = f"{field} = {value!r} in the mace config: it must be "
     with pytest.raises(ValueError, match=re.escape(message)):
         build("mace", {**GOOD, field: value})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_interactions": 11},
+        {"num_bessel": 1001},
+        {"envelope_power": 101},
+        {"cutoff": 100.1},
+        {"cutoff": True},
+        {"l_max": 11, "correlation": 4},
+        {"l_max": 6, "correlation": 4, "hidden_irreps": "4x0e"},
+        {"l_max": 11, "correlation": 3, "hidden_irreps": "4x0e+4x1o"},
+    ],
+)
+def test_settings_that_no_machine_could_hold_are_refused_at_once(settings):
+    with pytest.raises(ValueError, match="in the mace config: it must be"):
+        ARCHITECTURES["mace"].Config(**{**GOOD, **settings})
+    for possible in ({"l_max": 11, "correlation": 2}, {"l_max": 4, "correlation": 4, "hidden_irreps": "4x0e+4x1o"}):
+        ARCHITECTURES["mace"].Config(**{**GOOD, **possible})
 
 
 def test_every_setting_has_its_bad_values_above():

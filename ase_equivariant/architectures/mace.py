@@ -30,6 +30,7 @@ from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 from ase_equivariant.nn.readout import LinearReadout, MLPReadout
 
 INTERACTIONS = ("nonresidual", "residual")
+MAX_COUPLING = 4_000_000  # entries of a dense coupling tensor; more takes minutes and gigabytes to set up
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,15 @@ class MACEConfig:
     num_heads: int = 1
 
     def __post_init__(self):
-        for name in ("num_species", "num_bessel", "envelope_power", "num_interactions", "readout_mlp", "num_heads"):
+        for name in ("num_species", "readout_mlp", "num_heads"):
             _require(_whole(getattr(self, name), 1), self, name, "a whole number >= 1")
-        for name in ("cutoff", "avg_num_neighbors"):
-            value = getattr(self, name)
-            _require(isinstance(value, int | float) and 0 < value < math.inf, self, name, "a positive number")
+        for name, high in {"num_bessel": 1000, "envelope_power": 100, "num_interactions": 10}.items():
+            _require(_whole(getattr(self, name), 1, high), self, name, f"a whole number from 1 to {high}")
+        _require(_positive(self.cutoff, 100.0), self, "cutoff", "a positive number of at most 100 Å")
+        _require(_positive(self.avg_num_neighbors), self, "avg_num_neighbors", "a positive number")
         widths = self.radial_mlp
-        proper = isinstance(widths, list | tuple) and all(_whole(width, 1) for width in widths)
-        _require(proper, self, "radial_mlp", "a list of whole numbers >= 1")
+        proper = isinstance(widths, list | tuple) and len(widths) <= 10 and all(_whole(width, 1) for width in widths)
+        _require(proper, self, "radial_mlp", "a list of at most 10 whole numbers >= 1")
         object.__setattr__(self, "radial_mlp", tuple(widths))
         _require(_whole(self.l_max, 0, 11), self, "l_max", "a whole number from 0 to 11")
         _require(_whole(self.correlation, 1, 4), self, "correlation", "a whole number from 1 to 4")
@@ -65,15 +67,23 @@ class MACEConfig:
             _require(getattr(self, name) in INTERACTIONS, self, name, " or ".join(INTERACTIONS))
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
         _require(_suits_messages(self.hidden_irreps, self.l_max), self, "hidden_irreps", rule)
+        entries = (self.l_max + 1) ** (2 * self.correlation) * sum(ir.dim for _, ir in parse_irreps(self.hidden_irreps))
+        rule = f"less with l_max = {self.l_max} and hidden_irreps = {self.hidden_irreps!r}, or these smaller"
+        _require(entries <= MAX_COUPLING, self, "correlation", rule)
 
 
 def _require(condition: bool, config: MACEConfig, name: str, allowed: str) -> None:
     if not condition:
-        raise ValueError(f"{name} = {getattr(config, name)!r} in the mace config: it must be {allowed}")
+        given = repr(getattr(config, name))[:200]  # enough of a value that is nonsense
+        raise ValueError(f"{name} = {given} in the mace config: it must be {allowed}")
 
 
 def _whole(value: object, low: int, high: float = math.inf) -> bool:
     return type(value) is int and low <= value <= high
+
+
+def _positive(value: object, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= high and value < math.inf
 
 
 def _suits_messages(text: object, l_max: int) -> bool:
