@@ -98,6 +98,13 @@ def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:
 def to_bytes(potential: Potential) -> bytes:
     """The content of a model file; equal potentials give equal bytes."""
     tensors = {name: value.detach().cpu().clone() for name, value in potential.architecture.state_dict().items()}
+    header = describe(potential)
+    header["checksum"] = _checksum(header, tensors)
+    return safetensors.torch.save(tensors, {KEY: json.dumps(header)})
+
+
+def describe(potential: Potential) -> dict[str, Any]:
+    """The header that a potential's file has: what it is, and all that its metadata say."""
     names = {cls: name for name, cls in ARCHITECTURES.items()}
     if type(potential.architecture) not in names:
         raise InputError(f"cannot save {type(potential.architecture).__name__}; known are {_listed(ARCHITECTURES)}")
@@ -115,11 +122,9 @@ def to_bytes(potential: Potential) -> bytes:
         **potential.metadata,
     }
     try:
-        header = json.loads(json.dumps(header, allow_nan=False))
+        return json.loads(json.dumps(header, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"the header must consist of finite numbers, strings, lists and dicts: {error}") from error
-    header["checksum"] = _checksum(header, tensors)
-    return safetensors.torch.save(tensors, {KEY: json.dumps(header)})
 
 
 def from_bytes(data: bytes, source: str = "model data") -> Potential:

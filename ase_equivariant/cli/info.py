@@ -25,10 +25,11 @@ def info(
     """Show the header of a model file; exit code 1 if --verify finds wrong numbers."""
     import torch
 
-    from ase_equivariant.checkpoint import load_potential, read_header
+    from ase_equivariant.checkpoint import describe, load_potential
     from ase_equivariant.zoo import resolve
 
-    path, header, potential = resolve(model), read_header(model), load_potential(model)
+    path, potential = resolve(model), load_potential(model)
+    header = describe(potential)
     weights = sum(parameter.numel() for parameter in potential.architecture.parameters())
     say(f"[bold]{escape(str(path))}[/]: {path.stat().st_size / 1e6:.2f} MB, {weights:,} weights, {potential.dtype}")
     say(f"[bold]sha256[/]: {hashlib.sha256(path.read_bytes()).hexdigest()}")

@@ -6,14 +6,24 @@ changes a bit of the result.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import torch
 
-_POOL = ThreadPoolExecutor(thread_name_prefix="ase-equivariant")
 _SMALL = 64  # rows that are done before another thread has woken up
+
+
+def _renew_pool() -> None:
+    global _POOL
+    _POOL = ThreadPoolExecutor(thread_name_prefix="ase-equivariant")
+
+
+_renew_pool()
+if hasattr(os, "register_at_fork"):  # a forked child has the pool's queue, and none of its threads
+    os.register_at_fork(after_in_child=_renew_pool)
 
 
 def run_rows(kernel: Callable, n_rows: int, *arguments) -> None:
