@@ -14,13 +14,13 @@ products of A_i start at order one and are learned from the first step.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from e3nn import o3
 from torch import Tensor
 
+from ase_equivariant.architectures.validation import INTERACTIONS, check_choice, check_common, parsed, require, whole
 from ase_equivariant.nn.contraction import SymmetricContraction
 from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.harmonics import SphericalHarmonics
@@ -29,7 +29,6 @@ from ase_equivariant.nn.linear import Linear, SpeciesLinear, normal_parameter
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 from ase_equivariant.nn.readout import LinearReadout, MLPReadout
 
-INTERACTIONS = ("nonresidual", "residual")
 MAX_COUPLING = 4_000_000  # entries of a dense coupling tensor; more takes minutes and gigabytes to set up
 
 
@@ -51,47 +50,21 @@ class MACEConfig:
     num_heads: int = 1
 
     def __post_init__(self):
-        for name in ("num_species", "readout_mlp", "num_heads"):
-            _require(_whole(getattr(self, name), 1), self, name, "a whole number >= 1")
-        for name, high in {"num_bessel": 1000, "envelope_power": 100, "num_interactions": 10}.items():
-            _require(_whole(getattr(self, name), 1, high), self, name, f"a whole number from 1 to {high}")
-        _require(_positive(self.cutoff, 100.0), self, "cutoff", "a positive number of at most 100 Å")
-        _require(_positive(self.avg_num_neighbors), self, "avg_num_neighbors", "a positive number")
-        widths = self.radial_mlp
-        proper = isinstance(widths, list | tuple) and len(widths) <= 10 and all(_whole(width, 1) for width in widths)
-        _require(proper, self, "radial_mlp", "a list of at most 10 whole numbers >= 1")
-        object.__setattr__(self, "radial_mlp", tuple(widths))
-        _require(_whole(self.l_max, 0, 11), self, "l_max", "a whole number from 0 to 11")
-        _require(_whole(self.correlation, 1, 4), self, "correlation", "a whole number from 1 to 4")
+        check_common(self)
+        require(whole(self.readout_mlp, 1), self, "readout_mlp", "a whole number >= 1")
+        require(whole(self.correlation, 1, 4), self, "correlation", "a whole number from 1 to 4")
         for name in ("interaction_first", "interaction"):
-            _require(getattr(self, name) in INTERACTIONS, self, name, " or ".join(INTERACTIONS))
+            check_choice(self, name, INTERACTIONS)
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
-        _require(_suits_messages(self.hidden_irreps, self.l_max), self, "hidden_irreps", rule)
+        require(_suits_messages(self.hidden_irreps, self.l_max), self, "hidden_irreps", rule)
         entries = (self.l_max + 1) ** (2 * self.correlation) * sum(ir.dim for _, ir in parse_irreps(self.hidden_irreps))
         rule = f"less with l_max = {self.l_max} and hidden_irreps = {self.hidden_irreps!r}, or these smaller"
-        _require(entries <= MAX_COUPLING, self, "correlation", rule)
-
-
-def _require(condition: bool, config: MACEConfig, name: str, allowed: str) -> None:
-    if not condition:
-        given = repr(getattr(config, name))[:200]  # enough of a value that is nonsense
-        raise ValueError(f"{name} = {given} in the mace config: it must be {allowed}")
-
-
-def _whole(value: object, low: int, high: float = math.inf) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _positive(value: object, high: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= high and value < math.inf
+        require(entries <= MAX_COUPLING, self, "correlation", rule)
 
 
 def _suits_messages(text: object, l_max: int) -> bool:
     """Scalars first, since readouts take block 0; equal channels and natural parity, since products do."""
-    try:
-        hidden = parse_irreps(text) if isinstance(text, str) else o3.Irreps()
-    except ValueError:
-        return False
+    hidden = parsed(text)
     allowed = [ir for _, ir in harmonics_irreps(l_max)]
     kinds = [ir for _, ir in hidden]
     return kinds[:1] == allowed[:1] and len({mul for mul, _ in hidden}) == 1 and all(ir in allowed for ir in kinds)

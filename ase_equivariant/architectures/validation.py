@@ -1,0 +1,69 @@
+"""What the configs of all architectures check alike: a wrong field is named, with its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+from e3nn import o3
+
+from ase_equivariant.nn.irreps import parse_irreps
+
+# "residual" adds a map of the layer's input; "nonresidual" maps the message instead, by the weights of its species
+INTERACTIONS = ("nonresidual", "residual")
+MAX_CHANNELS = 10_000
+
+
+def require(condition: bool, config: object, name: str, allowed: str) -> None:
+    """Raise the ValueError of a field with an impossible value."""
+    if not condition:
+        architecture = type(config).__name__.removesuffix("Config").lower()
+        given = repr(getattr(config, name))[:200]  # enough of a value that is nonsense
+        raise ValueError(f"{name} = {given} in the {architecture} config: it must be {allowed}")
+
+
+def whole(value: object, low: int, high: float = math.inf) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def check_common(config: object, highest_l: int = 11) -> None:
+    """The fields that every architecture has; `radial_mlp` becomes a tuple."""
+    for name in ("num_species", "num_heads"):
+        require(whole(getattr(config, name), 1), config, name, "a whole number >= 1")
+    for name, high in {"num_bessel": 1000, "envelope_power": 100, "num_interactions": 10}.items():
+        require(whole(getattr(config, name), 1, high), config, name, f"a whole number from 1 to {high}")
+    require(_positive(config.cutoff, 100.0), config, "cutoff", "a positive number of at most 100 Å")
+    require(_positive(config.avg_num_neighbors), config, "avg_num_neighbors", "a positive number")
+    widths = config.radial_mlp
+    proper = isinstance(widths, list | tuple) and len(widths) <= 10 and all(whole(width, 1) for width in widths)
+    require(proper, config, "radial_mlp", "a list of at most 10 whole numbers >= 1")
+    object.__setattr__(config, "radial_mlp", tuple(widths))
+    require(whole(config.l_max, 0, highest_l), config, "l_max", f"a whole number from 0 to {highest_l}")
+
+
+def _positive(value: object, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= high and value < math.inf
+
+
+def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
+    require(getattr(config, name) in choices, config, name, " or ".join(choices))
+
+
+def check_flag(config: object, name: str) -> None:
+    require(isinstance(getattr(config, name), bool), config, name, "true or false")
+
+
+def check_features(config: object, parity: bool = True) -> None:
+    """`hidden_irreps` whose multiplicities may differ: even scalars, and any others up to l_max."""
+    hidden = parsed(config.hidden_irreps)
+    fits = all(ir.l <= config.l_max and (parity or ir.p == 1) and mul <= MAX_CHANNELS for mul, ir in hidden)
+    example, kinds = ("32x0e+32x1o+16x1e", "0e among them") if parity else ("32x0e+16x1e", "all even, 0e among them")
+    rule = f"a list such as {example!r}: each irrep once, {kinds}, l up to l_max, at most {MAX_CHANNELS} channels each"
+    require(hidden.count("0e") > 0 and fits, config, "hidden_irreps", rule)
+
+
+def parsed(text: object) -> o3.Irreps:
+    """The irreps that a field lists, none where it is no such list."""
+    try:
+        return parse_irreps(text) if isinstance(text, str) else o3.Irreps()
+    except ValueError:
+        return o3.Irreps()
