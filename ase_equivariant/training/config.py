@@ -168,13 +168,18 @@ class Metadata:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run; `golden` is the number of small structures stored in the model file with their energies."""
+    """A whole training run.
+
+    `start` is a model file of the same architecture: the run begins with its weights, reference energies, scale and shift.
+    `golden` is the number of small structures stored in the model file with their energies.
+    """
 
     name: str
     output: str
     data: DataConfig
     architecture: str
     model: dict[str, Any]
+    start: str | None = None
     seed: int = 0
     precision: Literal["float32", "float64"] = "float32"
     scale: Literal["rms_forces", "per_species_rms_forces"] = "rms_forces"

@@ -11,6 +11,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning
@@ -19,7 +20,7 @@ from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
 from rich.console import Console
 
-from ase_equivariant.architectures import build
+from ase_equivariant.architectures import ARCHITECTURES, build
 from ase_equivariant.checkpoint import load_potential, save_potential
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
@@ -42,7 +43,7 @@ def train(config_path: Path | str, console: Console | None = None) -> Path:
     folder = config_path.parent / config.output
     path = folder / f"{config.name}.safetensors"
     sets = load_sets(config, config_path.parent)
-    potential = initial_potential(config, sets)
+    potential = initial_potential(config, sets, config_path.parent)
     announce(console, config, sets, potential)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,8 +57,10 @@ def train(config_path: Path | str, console: Console | None = None) -> Path:
     return path
 
 
-def initial_potential(config: TrainConfig, sets: Sets) -> Potential:
-    """The architecture with random weights, and what the data say about energies, scale and shift."""
+def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
+    """The potential of `config.start`; else random weights, and what the data say about energies, scale and shift."""
+    if config.start is not None:
+        return started_from(root / config.start, config, sets)
     graphs = [batch.graph for batch in sets.batches(sets.train)]
     neighbors = sum(g.n_edges for g in graphs) / sum(g.n_nodes for g in graphs)
     settings = {"num_species": len(sets.numbers), "avg_num_neighbors": max(neighbors, 1.0), **config.model}
@@ -73,6 +76,34 @@ def initial_potential(config: TrainConfig, sets: Sets) -> Potential:
         atomic_energies=[e0],
         scale=[references.force_scale(config.scale, sets.train, sets.numbers)],
         shift=[[shift] * len(sets.numbers)],
+    )
+
+
+def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
+    """The potential in a file, if it is what the configuration describes."""
+    potential = load_potential(path).astype(getattr(torch, config.precision))
+    own = potential.architecture.config
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(own).items()}
+    changed = [name for name, value in config.model.items() if lists.get(name) != value]
+    if not isinstance(potential.architecture, ARCHITECTURES.get(config.architecture, ())) or changed:
+        what = ", ".join(changed) or "architecture"
+        raise InputError(
+            f"start: {path} is a model with another {what}; give one that fits, or change the model section"
+        )
+    if potential.atomic_numbers != sets.numbers:
+        known, asked = (
+            "".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
+        )
+        raise InputError(
+            f"start: {path} knows the elements {known}, the training set has {asked}; they must be the same"
+        )
+    return Potential(
+        potential.architecture,
+        atomic_numbers=potential.atomic_numbers,
+        atomic_energies=potential.atomic_energies,
+        scale=potential.scale,
+        shift=potential.shift,
+        heads=potential.heads,
     )
 
 
@@ -126,7 +157,7 @@ def run(trainer: lightning.Trainer, module: TrainingModule, data: tuple, checkpo
 
 def identify(raw: dict) -> dict:
     """What must stay as it was when a run is resumed."""
-    kept = ("architecture", "model", "seed", "precision", "scale", "loss", "optimizer")
+    kept = ("architecture", "model", "start", "seed", "precision", "scale", "loss", "optimizer")
     return {**{name: raw.get(name) for name in kept}, "data": {k: v for k, v in raw["data"].items() if k != "test"}}
 
 
