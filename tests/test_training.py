@@ -264,6 +264,21 @@ def test_finished_run_goes_on_with_more_epochs_but_not_with_other_data_or_model(
         quietly(write_config(sets, run={"max_epochs": 3}))
 
 
+def test_run_can_start_from_a_model_file(sets):
+    first = quietly(write_config(sets, run={"max_epochs": 30}))
+    again = {"name": "again", "output": "again", "start": "run/tiny.safetensors"}
+    quietly(write_config(sets, **again, run={"max_epochs": 1}, optimizer={"lr": 1e-9}))
+    before, after = (load_potential(path) for path in (first, sets / "again" / "again.safetensors"))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert (before.atomic_energies == after.atomic_energies).all()
+    with pytest.raises(InputError, match=r"start: .*tiny\.safetensors has another num_bessel"):
+        quietly(write_config(sets, **again, model={"num_bessel": 5}))
+    ase.io.write(sets / "train.extxyz", [labelled("Cu", seed) for seed in range(3)])
+    ase.io.write(sets / "valid.extxyz", [labelled("Cu", 5)])
+    with pytest.raises(InputError, match=r"is for Ni, Cu, the training set holds Cu"):
+        quietly(write_config(sets, **{**again, "output": "other"}))
+
+
 def test_time_budget_stops_after_an_epoch(sets):
     quietly(write_config(sets, run={"max_epochs": 50, "max_minutes": 1e-6}))
     assert len(log_of(sets)) == 1

@@ -170,7 +170,7 @@ class Metadata:
 class TrainConfig:
     """A whole training run.
 
-    `start` is a model file of the same architecture: the run begins with its weights, reference energies, scale and shift.
+    `start` is a model file of the same architecture: the run begins with its weights, reference energies, scale, shift.
     `golden` is the number of small structures stored in the model file with their energies.
     """
 

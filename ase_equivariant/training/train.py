@@ -87,16 +87,12 @@ def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
     changed = [name for name, value in config.model.items() if lists.get(name) != value]
     if not isinstance(potential.architecture, ARCHITECTURES.get(config.architecture, ())) or changed:
         what = ", ".join(changed) or "architecture"
-        raise InputError(
-            f"start: {path} is a model with another {what}; give one that fits, or change the model section"
-        )
+        raise InputError(f"start: {path} has another {what} than this configuration; make them equal")
     if potential.atomic_numbers != sets.numbers:
         known, asked = (
-            "".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
+            ", ".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
         )
-        raise InputError(
-            f"start: {path} knows the elements {known}, the training set has {asked}; they must be the same"
-        )
+        raise InputError(f"start: {path} is for {known}, the training set holds {asked}; they must be the same")
     return Potential(
         potential.architecture,
         atomic_numbers=potential.atomic_numbers,
