@@ -30,10 +30,11 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ase_equivariant.architectures import ARCHITECTURES, build
+from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.derivatives import Prediction, predict
 from ase_equivariant.graph import Graph, from_atoms
 from ase_equivariant.importers import import_model
+from ase_equivariant.neighbors import count_images
 from ase_equivariant.potential import Potential
 from ase_equivariant.zoo import resolve
 
@@ -42,6 +43,7 @@ KEY = "ase_equivariant"  # the one entry of the safetensors metadata
 TABLES = ("atomic_energies", "scale", "shift")
 STRUCTURE = ("format_version", "architecture", "config", "atomic_numbers", "heads", *TABLES, "checksum")
 ZIP = b"PK\x03\x04"  # how the files of torch.save begin
+MAX_GOLDEN = 500_000  # edges in all golden structures, each of which counts as 1000 more: seconds of work
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 
@@ -83,6 +85,8 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError:
+        raise InputError(f"cannot read {path}: its {path.stat().st_size} bytes do not fit into memory") from None
 
 
 def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:
@@ -207,21 +211,23 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -
     if dtypes not in ({torch.float32}, {torch.float64}):
         raise InputError(f"{source} has weights of {_listed(dtypes)}; all must be float32 or all float64")
     try:
-        architecture = build(header["architecture"], header["config"], dtype=dtypes.pop())
+        architecture = build_unweighted(header["architecture"], header["config"], dtypes.pop())
         potential = Potential(
             architecture,
             **{key: header[key] for key in ("atomic_numbers", "heads", *TABLES)},
             metadata={key: value for key, value in header.items() if key not in STRUCTURE},
         )
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise InputError(f"{source} does not describe a model that can be built: {error}") from error
     numbers, config = potential.atomic_numbers, architecture.config
+    if not all(isinstance(head, str) for head in potential.heads) or len(set(potential.heads)) < len(potential.heads):
+        raise InputError(f"{source} has heads {potential.heads}; they must be names that differ")
     if (config.num_species, config.num_heads) != (len(numbers), len(potential.heads)):
         raise InputError(f"the config of {source} does not fit its atomic_numbers {numbers} or heads {potential.heads}")
     if numbers != sorted(set(numbers)) or not all(0 < z < 119 for z in numbers):
         raise InputError(f"{source} has atomic_numbers {numbers}; they must be sorted, unique and in 1..118")
     _check_tensors(architecture.state_dict(), tensors, source)
-    architecture.load_state_dict(tensors)
+    architecture.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     return potential.eval()
 
 
@@ -267,9 +273,10 @@ def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list
     """Reference results in float64 for `metadata["golden"]`: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt)."""
     exact = potential.astype(torch.float64).cpu().eval()
     head = choose_head(potential, None)
-    records = []
+    records, effort = [], 0
     for atoms in structures:
-        graph = from_atoms(atoms, exact.atomic_numbers, exact.cutoff, head=exact.heads.index(head))
+        graph = _golden_graph(exact, atoms, head)
+        effort = _spend(effort, graph)
         records.append(
             {
                 "numbers": atoms.numbers.tolist(),
@@ -283,6 +290,21 @@ def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list
     return records
 
 
+def _golden_graph(potential: Potential, atoms: Atoms, head: str) -> Graph:
+    """The graph of a golden structure, unless a file's cutoff and structure would make it gigantic."""
+    if len(atoms) ** 2 * count_images(atoms.cell.array, atoms.pbc, potential.cutoff) > 100 * MAX_GOLDEN:
+        raise InputError(f"the golden structure {atoms.get_chemical_formula()} of this model is too large to verify")
+    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, head=potential.heads.index(head))
+
+
+def _spend(effort: int, graph: Graph) -> int:
+    """The effort with one more golden structure, while it is small enough for every start of a calculator."""
+    effort += 1000 + graph.n_edges
+    if effort > MAX_GOLDEN:
+        raise InputError("the golden structures of this model are too many or too large to be verified; keep fewer")
+    return effort
+
+
 def verify_golden(
     potential: Potential, evaluate: Callable[[Graph, bool], Prediction] | None = None
 ) -> dict[str, float]:
@@ -293,11 +315,12 @@ def verify_golden(
     """
     evaluate = evaluate or (lambda graph, forces: predict(potential, graph, forces))
     errors: dict[str, list[float]] = {}
+    effort = 0
     try:
         for record in potential.metadata.get("golden", []):
             atoms = Atoms(**{key: record[key] for key in ("numbers", "positions", "cell", "pbc")})
-            head = potential.heads.index(record["head"])
-            graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff, head=head)
+            graph = _golden_graph(potential, atoms, record["head"])
+            effort = _spend(effort, graph)
             for name, value in _results(evaluate(graph, True), atoms).items():
                 golden = np.array(record[name])
                 per = {"energy": len(atoms), "forces": max(1.0, np.abs(record["forces"]).max() / 10)}.get(name, 1)

@@ -14,11 +14,18 @@ import numpy as np
 import vesin
 
 COINCIDENT = 1e-3  # Å; atoms closer than this are at one place
+MAX_IMAGES = 100_000  # of one atom within the cutoff; such a cell is no structure, and its list fills the memory
 _ROUNDING = 1e-6  # Å; vesin may round differently than `_squared_lengths`, which decides
 
 
 class CoincidentAtomsError(ValueError):
-    """Two atoms, or an atom and a periodic image, are at one place."""
+    """Two atoms, or an atom and a periodic image, are at one place, or nearly so in a cell that is far too small."""
+
+
+def count_images(cell: np.ndarray, pbc: np.ndarray, reach: float) -> float:
+    """Cells within `reach` Å of each other, from above: 1 without periodic directions."""
+    inverse_heights = np.linalg.norm(np.linalg.pinv(cell[pbc]), axis=0)
+    return float(np.prod(1.0 + 2.0 * reach * inverse_heights))
 
 
 def neighbor_list(
@@ -138,6 +145,12 @@ def _search(
     vectors normal to the periodic ones, and pairs with images there are dropped. The box need not hold all atoms, so
     its size is bounded, and two fragments may be any distance apart.
     """
+    images = count_images(cell, pbc, reach)
+    if images > MAX_IMAGES:
+        raise CoincidentAtomsError(
+            f"The periodic cell vectors {cell[pbc].tolist()} are so short that each atom meets about {images:.0e} of "
+            f"its own images within {reach:.3g} Å; give the cell in Å."
+        )
     normals = np.linalg.svd(cell[pbc])[2][pbc.sum() :]
     extents = 2.0 * np.abs((positions - positions[:1]) @ normals.T).max(axis=0, initial=0.0)
     box = np.array(cell, dtype=np.float64)

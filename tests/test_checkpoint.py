@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pickle
+import resource
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +229,7 @@ def test_other_files_are_refused(tmp_path):
         ({"atomic_numbers": [6, 6, 8, 14, 29]}, "sorted, unique and in 1..118"),
         ({"atomic_energies": [[float("nan")] * 5]}, "header cannot be read"),
         ({"atomic_numbers": None}, "does not describe a model that can be built"),
+        ({"heads": [7]}, r"has heads \[7\]; they must be names"),
     ],
 )
 def test_a_header_that_makes_no_sense_is_refused(potential, header, message):
@@ -309,6 +312,55 @@ def test_golden_structures_are_computed_in_float64_and_leave_the_model_alone():
     assert potential.dtype == torch.float32
     assert verify_golden(potential.astype(torch.float64))["forces"] < 1e-13
     assert verify_golden(potential)["forces"] > 1e-9
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"hidden_irreps": "1000000000x0e"},
+        {"hidden_irreps": "100000x0e"},
+        {"num_species": 10**9},
+        {"num_heads": 10**9},
+        {"radial_mlp": [10**6] * 3},
+        {"num_interactions": 10**6},
+        {"num_bessel": 10**9},
+        {"cutoff": 1e300},
+        {"l_max": 11, "correlation": 4},
+    ],
+)
+def test_a_config_of_a_gigantic_model_is_refused_before_any_memory_is_taken(potential, config):
+    settings = asdict(potential.architecture.config)
+    assert from_bytes(edited(potential, {"config": settings})).cutoff == potential.cutoff
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="can be built|do not fit|does not fit"):
+        from_bytes(edited(potential, {"config": settings | config}))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cell": (1e-3 * np.eye(3)).tolist()}, "Cu4 of this model is too large"),
+        ({"cell": (0.2 * np.eye(3)).tolist()}, "too large to be verified; keep fewer"),
+    ],
+    ids=["tiny cell", "small cell"],
+)
+def test_golden_structures_that_would_take_minutes_are_refused(potential, change, message):
+    potential.metadata["golden"] = golden_structures(potential, [bulk("Cu", cubic=True)])
+    assert verify_golden(potential)["energy"] == pytest.approx(0, abs=1e-12)
+    potential.metadata["golden"][0].update(change)
+    with pytest.raises(InputError, match=message):
+        verify_golden(potential)
+
+
+def test_too_many_golden_structures_are_refused_when_made_and_when_verified(potential, monkeypatch):
+    structures = [bulk("Cu")] * 5
+    potential.metadata["golden"] = golden_structures(potential, structures)
+    monkeypatch.setattr(checkpoint, "MAX_GOLDEN", 4000)
+    for attempt in (lambda: verify_golden(potential), lambda: golden_structures(potential, structures)):
+        with pytest.raises(InputError, match="too many or too large"):
+            attempt()
+    assert len(golden_structures(potential, structures[:2])) == 2
 
 
 @pytest.mark.parametrize("golden", [7, [7], [{}], [{"numbers": [1], "positions": [[0]], "cell": 1, "pbc": 1}]])

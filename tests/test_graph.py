@@ -154,6 +154,15 @@ def test_cells_that_do_not_span_the_periodic_directions_are_refused(cell, pbc, m
         from_atoms(Atoms("H", cell=cell, pbc=pbc), ATOMIC_NUMBERS, CUTOFF)
 
 
+@pytest.mark.parametrize("pbc", [True, [True, True, False]])
+def test_a_cell_so_small_that_its_list_would_fill_the_memory_is_refused(pbc):
+    atoms = Atoms("H", cell=0.02 * np.eye(3), pbc=pbc)
+    with pytest.raises(InputError, match=r"vectors .* are so short that each atom meets about .* of its own images"):
+        from_atoms(atoms, ATOMIC_NUMBERS, CUTOFF)
+    atoms.set_cell(0.5 * np.eye(3))
+    assert from_atoms(atoms, ATOMIC_NUMBERS, CUTOFF).n_edges > 100
+
+
 def test_the_same_vectors_are_fine_where_they_are_not_periodic():
     atoms = Atoms("H", cell=[[4, 0, 0], [0, 3, 0], [4, 4, 0]], pbc=[True, True, False])
     assert from_atoms(atoms, ATOMIC_NUMBERS, CUTOFF).n_edges == 2

@@ -12,10 +12,13 @@ from __future__ import annotations
 from dataclasses import fields
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from ase_equivariant.architectures.botnet import BOTNet
 from ase_equivariant.architectures.mace import MACE
+from ase_equivariant.architectures.nequip import NequIP
 
-ARCHITECTURES: dict[str, type[torch.nn.Module]] = {"mace": MACE}
+ARCHITECTURES: dict[str, type[torch.nn.Module]] = {"mace": MACE, "nequip": NequIP, "botnet": BOTNet}
 
 
 def build(name: str, config: dict, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -32,3 +35,22 @@ def build(name: str, config: dict, seed: int = 0, dtype: torch.dtype = torch.flo
     except TypeError as error:
         raise ValueError(f"{name} config: {error}") from error
     return architecture(settings, seed=seed).to(dtype)
+
+
+def build_unweighted(name: str, config: dict, dtype: torch.dtype) -> torch.nn.Module:
+    """Make an architecture whose weights have shapes and no memory, for `load_state_dict(..., assign=True)`.
+
+    So a file that describes a gigantic model is compared with its own tensors before anything gigantic is allocated.
+    """
+    with _NoWeights():
+        return build(name, config, dtype=dtype)
+
+
+class _NoWeights(TorchFunctionMode):
+    """Random numbers, which only weights are drawn from, are made on the meta device."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is torch.randn:
+            kwargs |= {"device": "meta", "generator": None}
+        return function(*args, **kwargs)
