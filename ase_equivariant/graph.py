@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ase_equivariant.neighbors import COINCIDENT, CoincidentAtomsError, VerletList, neighbor_list
 
+FURTHEST = 1e9  # Å; beyond it, distances in float64 are off by more than 1e-7 Å
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -143,13 +145,14 @@ def _species(numbers: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:
 
 def _check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
     """Refuse what has no neighbour list."""
-    finite = np.isfinite(positions).all(axis=1)
-    if not finite.all():
+    proper = (np.abs(positions) < FURTHEST).all(axis=1)  # False for NaN too
+    if not proper.all():
         raise InputError(
-            f"Positions must be finite numbers; those of atoms {_listing(np.flatnonzero(~finite))} are not."
+            f"Positions must be finite numbers below {FURTHEST:.0e} Å; "
+            f"those of atoms {_listing(np.flatnonzero(~proper))} are not."
         )
-    if not np.isfinite(cell).all():
-        raise InputError(f"The cell must hold finite numbers; it is {cell.tolist()}.")
+    if not (np.abs(cell) < FURTHEST).all():
+        raise InputError(f"The cell must hold finite numbers below {FURTHEST:.0e} Å; it is {cell.tolist()}.")
     lengths = np.linalg.norm(cell, axis=1)
     if (pbc & (lengths < COINCIDENT)).any():
         axes = ", ".join("abc"[axis] for axis in np.flatnonzero(pbc & (lengths < COINCIDENT)))

@@ -35,8 +35,8 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory; give a model file or one of the shipped models: {_listed(names)}")
     if path.suffix or len(path.parts) > 1:
-        raise InputError(f"there is no model file {path}{_closest_file(path)}")
-    close = get_close_matches(str(path), names, n=3, cutoff=0.5)
+        raise InputError(f"there is no model file {path}{_closest_file(path, names)}")
+    close = get_close_matches(path.name.lower(), names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise InputError(f"unknown model {str(path)!r}{hint} (shipped: {_listed(names)}; or give the path of a file)")
 
@@ -45,9 +45,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _closest_file(path: Path) -> str:
+def _closest_file(path: Path, names: list[str]) -> str:
     if not path.parent.is_dir():
         return f": {path.parent} is not a directory"
+    if path.stem in names:
+        return f"; did you mean the shipped model {path.stem}?"
     files = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     close = get_close_matches(path.name, files, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -270,8 +270,12 @@ def test_names_resolve_to_shipped_files_and_typos_get_a_hint(path, tmp_path, mon
     assert load_potential("tiny").metadata["name"] == "tiny"
     with pytest.raises(InputError, match=r"unknown model 'tinny'; did you mean tiny\? .shipped: tiny; or"):
         load_potential("tinny")
+    with pytest.raises(InputError, match=r"unknown model 'TINNY'; did you mean tiny\?"):
+        load_potential("TINNY")
+    with pytest.raises(InputError, match=r"there is no model file tiny.safetensors; did you mean the shipped model"):
+        load_potential("tiny.safetensors")
     with pytest.raises(InputError, match=r"there is no model file .*; did you mean tiny.safetensors\?"):
-        load_potential(tmp_path / "tiny.safetensor")
+        load_potential(tmp_path / "tinny.safetensor")
     with pytest.raises(InputError, match="none is not a directory"):
         load_potential(tmp_path / "none" / "tiny.safetensors")
     with pytest.raises(InputError, match="is a directory"):

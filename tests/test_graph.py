@@ -119,11 +119,11 @@ def test_atomic_numbers_outside_the_periodic_table_are_unknown_elements(number):
         from_atoms(Atoms([1, number], positions=[[0, 0, 0], [0, 0, 1]]), ATOMIC_NUMBERS, CUTOFF)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e15])
 def test_positions_and_cells_that_are_not_finite_are_refused(value):
     atoms = bulk("Si") * 2
     atoms.positions[[3, 5], 1] = value
-    with pytest.raises(InputError, match=r"Positions must be finite numbers; those of atoms 3, 5 are not"):
+    with pytest.raises(InputError, match=r"Positions must be finite numbers .* atoms 3, 5 are not"):
         from_atoms(atoms, ATOMIC_NUMBERS, CUTOFF, VerletList(CUTOFF))
     atoms = bulk("Si")
     atoms.cell[2, 0] = value
