@@ -167,6 +167,22 @@ def test_ctrl_c_ends_md_with_its_summary_and_picture(run, model, silicon, tmp_pa
     assert (tmp_path / "run.png").exists()
 
 
+def test_ctrl_c_ends_a_relaxation_and_tells_where_its_steps_are(run, model, silicon, tmp_path, monkeypatch):
+    calculate = EquivariantCalculator.calculate
+
+    def interrupted(self, *args, **kwargs):
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        calculate(self, *args, **kwargs)
+
+    monkeypatch.setattr(EquivariantCalculator, "calculate", interrupted)
+    code, out, _ = run("relax", silicon, "-m", model, "-o", tmp_path / "out.xyz", "--fmax", 1e-9)
+    assert code == 130
+    assert "Interrupted" in out
+    assert len(read(tmp_path / "out-relax.traj", ":")) == 3
+    assert not (tmp_path / "out.xyz").exists()
+
+
 def test_evaluate_writes_results_of_all_frames_and_errors_against_labels(run, model, silicon, tmp_path):
     atoms = read(silicon)
     atoms.calc = EquivariantCalculator(model)

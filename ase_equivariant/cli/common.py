@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from ase_equivariant.calculator import EquivariantCalculator
 
+INTERRUPTED = 130  # exit code, as after SIGINT in a shell
+
 ModelArgument = Annotated[str, typer.Argument(help="Name of a shipped model, or path of a model file.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Name of a shipped model, or path of a model file.")]
 Structure = Annotated[str, typer.Argument(help="Structure in any format of ASE; FILE@INDEX picks a frame.")]

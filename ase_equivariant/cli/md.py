@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ase_equivariant.workflows import MDSettings
     from ase_equivariant.workflows.record import MDSample, MDSummary
 
-INTERRUPTED = 130  # exit code, as after SIGINT in a shell
-
 
 def md(
     file: common.Structure,
@@ -63,7 +61,7 @@ def md(
         show_summary(stopped.summary)
         raise
     if summary.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(common.INTERRUPTED)
 
 
 def md_and_show(atoms: Atoms, settings: MDSettings, prefix: str | Path) -> MDSummary:

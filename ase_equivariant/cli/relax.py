@@ -37,7 +37,12 @@ def relax(
     atoms.calc = common.make_calculator(model, head, dtype, device, backend)
     options = {"cell": cell, "pressure": pressure, "fmax": fmax, "smax": smax, "steps": steps, "optimizer": optimizer}
     trajectory, logfile = output.with_name(f"{output.stem}-relax.traj"), output.with_name(f"{output.stem}-relax.log")
-    result = relax_and_show(atoms, trajectory=trajectory, logfile=logfile, **options)
+    try:
+        result = relax_and_show(atoms, trajectory=trajectory, logfile=logfile, **options)
+    except KeyboardInterrupt:
+        say("[bold yellow]Interrupted[/]: no relaxed structure is written, the steps until now are kept")
+        say_written(trajectory=trajectory, log=logfile)
+        raise typer.Exit(common.INTERRUPTED) from None
     common.write_structures(output, [atoms])
     say_written(structure=output, trajectory=trajectory, log=logfile)
     if not result.converged:

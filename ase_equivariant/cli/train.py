@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ase_equivariant.cli import common
+
 
 def train(config: Annotated[Path, typer.Argument(help="CONFIG.yaml; paths in it are relative to its folder.")]) -> None:
     """Train a potential, or resume: the same command continues after the last finished epoch."""
@@ -23,4 +25,4 @@ def train(config: Annotated[Path, typer.Argument(help="CONFIG.yaml; paths in it 
     try:
         run(config, console())
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(common.INTERRUPTED) from None
