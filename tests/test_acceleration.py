@@ -18,7 +18,17 @@ from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 from ase_equivariant.training.acceleration import accelerated
 
-HIDDEN = ["8x0e", "8x0e+8x1o"]
+MODELS = [
+    ("mace", {"hidden_irreps": "8x0e"}),
+    ("mace", {"hidden_irreps": "8x0e+8x1o"}),
+    ("nequip", {}),
+    ("nequip", {"parity": False, "hidden_irreps": "3x0e+4x1e", "num_interactions": 2}),
+    ("botnet", {"num_interactions": 2}),
+]
+UNTABULATED = [
+    ("nequip", {"trainable_bessel": True, "num_interactions": 2}),
+    ("botnet", {"radial": "element", "num_interactions": 2}),
+]
 
 
 def batch_of(potential):
@@ -43,17 +53,18 @@ def errors(found, expected):
     return {name: ((found[name] - value).norm() / value.norm()).item() for name, value in expected.items()}
 
 
-@pytest.mark.parametrize("hidden_irreps", HIDDEN)
-def test_in_float64_the_twin_gives_the_same_to_rounding(hidden_irreps):
-    potential = tiny_potential(hidden_irreps=hidden_irreps)
+@pytest.mark.parametrize(("architecture", "settings"), MODELS + UNTABULATED)
+def test_in_float64_the_twin_gives_the_same_to_rounding(architecture, settings):
+    potential = tiny_potential(architecture, **settings)
     graph = batch_of(potential)
     expected = numbers(potential, graph)
     assert max(errors(numbers(accelerated(potential), graph), expected).values()) < 1e-12
     assert all(value.abs().max() > 1e-6 for value in expected.values())
 
 
-def test_in_float32_tables_cost_little_more_than_the_precision_itself():
-    potential = tiny_potential(hidden_irreps="8x0e", dtype=torch.float32)
+@pytest.mark.parametrize(("architecture", "settings"), [MODELS[0], *MODELS[3:]])
+def test_in_float32_tables_cost_little_more_than_the_precision_itself(architecture, settings):
+    potential = tiny_potential(architecture, **settings, dtype=torch.float32)
     graph = batch_of(potential)
     expected = numbers(potential.astype(torch.float64), graph)
     twin, plain = (errors(numbers(p, graph), expected) for p in (accelerated(potential), potential))
@@ -84,10 +95,21 @@ def test_a_step_on_the_twin_is_a_step_on_the_potential():
     assert_same(predict(twin, graph).energy, after)
 
 
+@pytest.mark.parametrize("architecture", ["mace", "nequip", "botnet"])
 @pytest.mark.parametrize(("dtype", "tables"), [(torch.float32, 2), (torch.float64, 0)])
-def test_tables_are_for_float32_alone(dtype, tables):
-    twin = accelerated(tiny_potential(hidden_irreps="8x0e", dtype=dtype))
+def test_tables_are_for_float32_alone(architecture, dtype, tables):
+    twin = accelerated(tiny_potential(architecture, num_interactions=2, dtype=dtype))
     assert sum(isinstance(module, tabulated.TabulatedMLP) for module in twin.modules()) == tables
+
+
+@pytest.mark.parametrize(("architecture", "settings"), UNTABULATED)
+def test_radial_functions_that_no_table_can_hold_are_evaluated_themselves(architecture, settings):
+    potential = tiny_potential(architecture, dtype=torch.float32, **settings)
+    graph = batch_of(potential)
+    twin = accelerated(potential)
+    assert not any(isinstance(module, (tabulated.TabulatedMLP, tabulated.Knots)) for module in twin.modules())
+    assert sum(isinstance(module, FusedConvolution) for module in twin.modules()) == 2
+    assert max(errors(numbers(twin, graph), numbers(potential, graph)).values()) < 1e-4
 
 
 def test_making_a_twin_leaves_the_potential_as_it_was():

@@ -10,9 +10,11 @@ from e3nn import o3
 
 from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.coupling import clebsch_gordan
+from ase_equivariant.nn.gate import TANH_GAIN, Gate
 from ase_equivariant.nn.harmonics import SphericalHarmonics
-from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
+from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
 from ase_equivariant.nn.linear import Linear, SpeciesLinear
+from ase_equivariant.nn.norm import RMSNorm
 from ase_equivariant.nn.radial import SILU_GAIN, RadialBasis, RadialMLP
 
 # Linear maps ---------------------------------------------------------------------------------------------------------
@@ -215,3 +217,82 @@ def test_the_convolution_turns_with_features_and_edges(rotation, wigner):
     inverted = convolution(invert(blocks, irreps_in), SphericalHarmonics(2)(-vectors), weights, senders, receivers)
     for block, wanted in zip(inverted, invert(out, convolution.irreps_out), strict=True):
         torch.testing.assert_close(block, wanted, rtol=0, atol=1e-12)
+
+
+def test_without_parity_the_convolution_has_the_paths_of_rotations_alone(rotation, wigner):
+    natural = Convolution(parse_irreps("3x0e+2x1o"), 1, parse_irreps("3x0e+3x1o"))
+    irreps_in = parse_irreps("3x0e+2x1e")
+    convolution = Convolution(irreps_in, 1, parse_irreps("3x0e+3x1e"), parity=1)
+    assert convolution.num_weights == natural.num_weights + 2  # of the cross product 1 × 1 → 1
+    senders, receivers = random_graph()
+    vectors, weights = normal(17, 3), normal(17, convolution.num_weights, seed=3)
+    blocks = blocks_of(irreps_in, 5, seed=4)
+    out = convolution(blocks, SphericalHarmonics(1)(vectors), weights, senders, receivers)
+    edge_attrs = SphericalHarmonics(1)(vectors @ rotation.T)
+    found = convolution(turn(blocks, irreps_in, wigner), edge_attrs, weights, senders, receivers)
+    for block, wanted in zip(found, turn(out, convolution.irreps_out, wigner), strict=True):
+        torch.testing.assert_close(block, wanted, rtol=0, atol=1e-10)
+
+
+# Gate and norm -------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_commutes_with_rotations_and_the_inversion(wigner):
+    irreps_out = parse_irreps("4x0e+2x0o+3x1o+1x1e+2x2e")
+    gate = Gate(irreps_out)
+    assert gate.irreps_in == parse_irreps("10x0e+2x0o+3x1o+1x1e+2x2e")
+    assert_commutes(gate, gate.irreps_in, irreps_out, 7, wigner)
+
+
+def test_the_gate_is_silu_and_tanh_on_scalars_and_a_factor_of_its_own_on_each_vector():
+    gate = Gate(parse_irreps("1x0e+1x0o+2x1o"))
+    blocks = blocks_of(gate.irreps_in, 50)
+    scalars, odd, vectors = gate(blocks)
+    silu = SILU_GAIN * torch.nn.functional.silu(blocks[0])
+    torch.testing.assert_close(scalars, silu[..., :1])
+    torch.testing.assert_close(odd, TANH_GAIN * torch.tanh(blocks[1]))
+    torch.testing.assert_close(vectors, silu[..., 1:] * blocks[2])
+
+
+def test_the_gain_of_tanh_keeps_the_variance_of_a_normal_variable():
+    x = torch.linspace(-12, 12, 100001, dtype=torch.float64)
+    density = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    assert torch.trapezoid(x.tanh() ** 2 * density, x).rsqrt().item() == pytest.approx(TANH_GAIN, 1e-9)
+
+
+def test_the_norm_commutes_with_rotations_and_the_inversion_and_keeps_zeros(wigner):
+    irreps = parse_irreps("4x0e+2x0o+3x1o")
+    norm = RMSNorm(irreps)
+    for weight in norm.weights:
+        weight.data = normal(*weight.shape)
+    assert_commutes(norm, irreps, irreps, 7, wigner)
+    assert all((block == 0).all() for block in norm([torch.zeros_like(b) for b in blocks_of(irreps, 7)]))
+
+
+def test_the_norm_makes_the_mean_over_irreps_of_mean_squares_one():
+    irreps = parse_irreps("64x0e+2x1o")
+    blocks = [100 * block for block in blocks_of(irreps, 7)]
+    squares = torch.stack([block.square().mean((1, 2)) for block in RMSNorm(irreps)(blocks)])
+    torch.testing.assert_close(squares.mean(0), torch.ones(7, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert (squares - 1).abs().max() > 0.05
+
+
+# Irreps of layers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hidden", "parity", "num_layers", "expected"),
+    [
+        ("4x0e", -1, 3, ["4x0e"] * 4),
+        ("3x1o+4x0e", -1, 1, ["4x0e", "4x0e"]),
+        ("3x1o+4x0e+2x1e", -1, 2, ["4x0e", "4x0e+3x1o", "4x0e"]),
+        ("3x1o+4x0e+2x1e", -1, 4, ["4x0e", "4x0e+3x1o", "4x0e+2x1e+3x1o", "4x0e+3x1o", "4x0e"]),
+        ("3x1e+4x0e", 1, 2, ["4x0e", "4x0e+3x1e", "4x0e"]),
+        ("4x0e+3x2e", -1, 3, ["4x0e"] * 4),  # harmonics up to l = 1 take two steps to 2e, by way of 1o
+        ("4x0e+3x1o+3x2e", -1, 3, ["4x0e", "4x0e+3x1o", "4x0e+3x1o", "4x0e"]),
+        ("4x0e+3x1o+3x2e", -1, 4, ["4x0e", "4x0e+3x1o", "4x0e+3x1o+3x2e", "4x0e+3x1o", "4x0e"]),
+    ],
+)
+def test_layers_have_the_irreps_that_come_from_scalars_and_lead_to_scalars(hidden, parity, num_layers, expected):
+    layers = layer_irreps(parse_irreps(hidden), harmonics_irreps(1, parity=parity), num_layers)
+    assert layers == [parse_irreps(text) for text in expected]

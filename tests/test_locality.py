@@ -9,23 +9,29 @@ from ase import Atoms
 from ase.build import molecule
 from blocks import assert_same
 from structures import STRUCTURES, rattled
+from tiny import tiny_potential
 
+from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.derivatives import predict
+from ase_equivariant.graph import from_atoms
+
+WITH_SHARES = [name for name, kind in ARCHITECTURES.items() if hasattr(kind, "contributions")]  # a readout per layer
 
 
 def node_energies_of(potential, graph):
     return potential(graph.vectors(), graph.species, graph.senders, graph.receivers, graph.heads[graph.batch])
 
 
-def chain(potential, spacing):
-    """One atom more than the first one can feel, `spacing` cutoffs apart."""
-    n = potential.architecture.config.num_interactions + 2
-    return Atoms("Si" * n, [[i * spacing * potential.cutoff, 0.1 * i, 0] for i in range(n)])
+def chain(potential, share):
+    """One atom more than the first one can feel, spaced between too close for that (0) and the cutoff (1)."""
+    layers = potential.architecture.config.num_interactions
+    spacing = potential.cutoff * (layers + share) / (layers + 1)
+    return Atoms(f"Si{layers + 2}", [[i * spacing, 0.1 * i, 0] for i in range(layers + 2)])
 
 
-@pytest.mark.parametrize("spacing", [0.7, 0.95])
-def test_nothing_is_felt_beyond_the_cutoff_of_all_layers_and_something_just_inside(spacing, potential, graph_of):
-    graph = graph_of(chain(potential, spacing))
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_nothing_is_felt_beyond_the_cutoff_of_all_layers_and_something_just_inside(share, potential, graph_of):
+    graph = graph_of(chain(potential, share))
     reach = potential.architecture.config.num_interactions * potential.cutoff
     distances = (graph.positions - graph.positions[0]).norm(dim=1)
     assert distances[-2] < reach < distances[-1]
@@ -35,8 +41,10 @@ def test_nothing_is_felt_beyond_the_cutoff_of_all_layers_and_something_just_insi
     assert (gradient[:-1].abs().amax(1) > 1e-12).all()
 
 
-def test_the_first_layer_feels_neighbours_only(potential, graph_of):
-    graph = graph_of(chain(potential, 0.7))
+@pytest.mark.parametrize("name", WITH_SHARES)
+def test_the_first_layer_feels_neighbours_only(name):
+    potential = tiny_potential(name)
+    graph = from_atoms(chain(potential, 0.1), potential.atomic_numbers, potential.cutoff)
     vectors = graph.vectors().requires_grad_()
     shares = potential.architecture.contributions(vectors, graph.species, graph.senders, graph.receivers)
     (gradient,) = torch.autograd.grad(shares[0, 0].sum(), vectors)
@@ -100,8 +108,10 @@ def test_an_isolated_atom_has_the_constant_of_its_species_and_no_force(atoms, po
     assert prediction.energy[0] != prediction.energy[2]
 
 
-def test_the_shares_of_the_layers_sum_to_the_energy(potential, graph_of):
-    graph = graph_of(STRUCTURES["triclinic"]())
+@pytest.mark.parametrize("name", WITH_SHARES)
+def test_the_shares_of_the_layers_sum_to_the_energy(name):
+    potential = tiny_potential(name)
+    graph = from_atoms(STRUCTURES["triclinic"](), potential.atomic_numbers, potential.cutoff)
     arguments = (graph.vectors(), graph.species, graph.senders, graph.receivers)
     shares = potential.architecture.contributions(*arguments)
     config = potential.architecture.config

@@ -146,6 +146,28 @@ def test_folder_holds_the_log_the_checkpoint_and_the_model_and_nothing_else(fini
     assert sorted(p.name for p in finished[0].iterdir()) == ["config.yaml", "run", "train.extxyz", "valid.extxyz"]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("nequip", {"num_interactions": 2}),
+        ("nequip", {"num_interactions": 2, "trainable_bessel": True, "normalisation": "rms"}),
+        ("botnet", {"num_interactions": 2}),
+        ("botnet", {"num_interactions": 2, "radial": "element"}),
+    ],
+)
+def test_every_architecture_trains(architecture, settings, sets):
+    path = write_config(sets, architecture=architecture, run={"max_epochs": 3})
+    config = yaml.safe_load(path.read_text())
+    common = {name: value for name, value in MODEL.items() if name != "correlation"}
+    path.write_text(yaml.safe_dump({**config, "model": {**common, **settings}}))
+    model = load_potential(quietly(path))
+    log = log_of(sets)
+    assert len(log) == 3
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    assert type(model.architecture).__name__.lower() == architecture
+    assert max(verify_golden(model).values()) < 1e-5
+
+
 def test_header_says_where_the_model_comes_from(finished):
     header = read_header(finished[1])
     assert (header["name"], header["license"], header["level_of_theory"]) == ("tiny", "MIT", "EMT")

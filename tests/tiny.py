@@ -17,6 +17,26 @@ TINY = {
         "hidden_irreps": "6x0e+6x1o",
         "correlation": 3,
     },
+    "nequip": {
+        "cutoff": 4.0,
+        "avg_num_neighbors": 4.0,
+        "num_bessel": 6,
+        "radial_mlp": (8,),
+        "l_max": 1,
+        "hidden_irreps": "4x0e+3x1o+2x1e",
+        "num_interactions": 4,
+        "readout_mlp": 3,
+    },
+    "botnet": {
+        "cutoff": 4.0,
+        "avg_num_neighbors": 3.0,
+        "num_bessel": 6,
+        "radial_mlp": (16, 16),
+        "l_max": 2,
+        "hidden_irreps": "4x0e+3x1o+2x2e",
+        "num_interactions": 3,
+        "readout_mlp": 5,
+    },
 }
 
 

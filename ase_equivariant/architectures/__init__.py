@@ -14,9 +14,11 @@ from dataclasses import fields
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ase_equivariant.architectures.botnet import BOTNet
 from ase_equivariant.architectures.mace import MACE
+from ase_equivariant.architectures.nequip import NequIP
 
-ARCHITECTURES: dict[str, type[torch.nn.Module]] = {"mace": MACE}
+ARCHITECTURES: dict[str, type[torch.nn.Module]] = {"mace": MACE, "nequip": NequIP, "botnet": BOTNet}
 
 
 def build(name: str, config: dict, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

@@ -20,15 +20,17 @@ from ase_equivariant.nn.irreps import harmonics_irreps
 class Convolution(torch.nn.Module):
     """Couple node features to the harmonics of the edges and sum at the receivers.
 
+    `parity` -1 gives the harmonics their own parity (-1)^l; 1 counts all as even, so that only rotations are kept.
+
     Attributes
     ----------
     irreps_out : the irreps of `targets` that a path reaches, each with the channels of all its paths
     num_weights : columns of `weights`, one per channel of each path
     """
 
-    def __init__(self, irreps_in: o3.Irreps, l_max: int, targets: o3.Irreps):
+    def __init__(self, irreps_in: o3.Irreps, l_max: int, targets: o3.Irreps, parity: int = -1):
         super().__init__()
-        harmonics = harmonics_irreps(l_max)
+        harmonics = harmonics_irreps(l_max, parity=parity)
         self.sources: list[int] = []  # per path: which block of node features it reads,
         self.widths: list[int] = []  # its channels,
         self.dims: list[tuple[int, int]] = []  # 2 l3 + 1 and 2 l1 + 1,

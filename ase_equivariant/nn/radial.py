@@ -22,14 +22,20 @@ SILU_GAIN = 1.6765324703310907
 
 
 class RadialBasis(torch.nn.Module):
-    """Bessel functions times the polynomial envelope, `lengths [n] Å → [n, num_bessel]`; zero beyond the cutoff."""
+    """Bessel functions times the polynomial envelope, `lengths [n] Å → [n, num_bessel]`; zero beyond the cutoff.
 
-    def __init__(self, cutoff: float, num_bessel: int, envelope_power: int):
+    Frequencies are nπ/r_c; where `trainable`, they are learned from there on.
+    """
+
+    def __init__(self, cutoff: float, num_bessel: int, envelope_power: int, trainable: bool = False):
         super().__init__()
         self.cutoff = cutoff
         self.power = envelope_power
         frequencies = math.pi / cutoff * torch.arange(1, num_bessel + 1, dtype=torch.float64)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        if trainable:
+            self.frequencies = torch.nn.Parameter(frequencies)
+        else:
+            self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, lengths: Tensor) -> Tensor:
         bessel = math.sqrt(2.0 / 3.0) * self.cutoff * torch.sin(lengths.unsqueeze(-1) * self.frequencies)

@@ -1,6 +1,8 @@
 """A faster twin of a potential for training steps on a CPU: same weights, fused kernels, tabulated radial networks.
 
-Tables are for float32 only; validation and the written model use the radial networks themselves.
+Tables are for float32 only, and for networks of a basis without weights: what a table starts from must not change, so
+trained frequencies and radial functions that are no network are evaluated as they are. Validation and the written model
+use the radial networks themselves.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ def accelerated(potential: Potential) -> Potential:
     """A copy that shares every parameter tensor, so that a step on the twin is a step on the potential."""
     shared = {id(parameter): parameter for parameter in potential.parameters()}
     twin = fuse(copy.deepcopy(potential, shared))
-    if potential.dtype == torch.float32:
-        basis = twin.architecture.radial
+    basis = twin.architecture.radial
+    networks = any(isinstance(module, RadialMLP) for module in twin.modules())
+    if potential.dtype == torch.float32 and networks and not list(basis.parameters()):
         twin.architecture.radial = Knots(basis)
         _replace(twin, {RadialMLP: lambda mlp: TabulatedMLP(mlp, basis)})
     return twin

@@ -1,0 +1,165 @@
+"""NequIP: gated equivariant convolutions, read out at the end (Batzner et al. 2022, arXiv 2101.03164).
+
+    h⁰_i = W_{z_i}                                          embedding
+    m_i  = 1/N̄ · W Σ_j R(r_ij) Y(r_ij) ⊗ W h_j              convolution
+    h'_i = Gate(m_i + W_{z_i} h_i) (+ h_i)                  self-connection, gate, with `resnet` the identity
+    E_i  = w · W h^T_i                                      two linear layers
+
+The paper's first layer is "residual" like the others, which gives an isolated atom a learned energy. The default here
+is "nonresidual", Gate(W_{z_i} m_i): an atom without neighbours then has no energy of interaction at all. The identity
+of `resnet` is left out of the first layer for the same reason.
+
+The sum is divided by N̄, the average number of neighbours, where the paper divides by √N̄: the same functions, but
+messages of neighbours of one element add up in step, and gates multiply what has grown. With N̄ energies start at order
+one for any number of layers.
+
+With parity, features are of O(3): odd scalars change sign under the inversion, the energy does not. Without, harmonics
+and features all count as even and paths are those of SO(3), so that mirror images may differ in energy.
+
+Layers carry those of the hidden irreps alone that can change the energy, see `layer_irreps`. Irreps of parity
+-(-1)^l need four layers to be made, used and turned back into even scalars, odd scalars need six.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from ase_equivariant.architectures.validation import (
+    INTERACTIONS,
+    check_choice,
+    check_common,
+    check_features,
+    check_flag,
+    require,
+    whole,
+)
+from ase_equivariant.nn.convolution import Convolution
+from ase_equivariant.nn.gate import Gate
+from ase_equivariant.nn.harmonics import SphericalHarmonics
+from ase_equivariant.nn.irreps import block_index, harmonics_irreps, layer_irreps, parse_irreps
+from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, normal_parameter
+from ase_equivariant.nn.norm import RMSNorm
+from ase_equivariant.nn.radial import RadialBasis, RadialMLP
+from ase_equivariant.nn.readout import LinearReadout
+
+
+@dataclass(frozen=True)
+class NequIPConfig:
+    num_species: int
+    cutoff: float  # Å
+    avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
+    num_bessel: int = 8
+    trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
+    envelope_power: int = 6
+    radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
+    l_max: int = 2  # of the edges' harmonics
+    parity: bool = True  # O(3); else SO(3), with even irreps only
+    hidden_irreps: str = "32x0e+32x0o+32x1o+32x1e+32x2e+32x2o"  # of the features between layers
+    num_interactions: int = 4
+    interaction_first: str = "nonresidual"
+    skip: str = "species"  # weights of the self-connection: one matrix per species, or one "shared" by all
+    resnet: bool = False  # later layers add their input to those blocks of their output that have its channels
+    normalisation: str = "none"  # "rms": before each gate
+    readout_mlp: int = 16  # width between the two linear layers of the readout; 0: one layer
+    num_heads: int = 1
+
+    def __post_init__(self):
+        check_common(self, highest_l=6)
+        check_choice(self, "interaction_first", INTERACTIONS)
+        check_choice(self, "skip", ("species", "shared"))
+        check_choice(self, "normalisation", ("none", "rms"))
+        for name in ("trainable_bessel", "parity", "resnet"):
+            check_flag(self, name)
+        require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
+        check_features(self, self.parity)
+
+
+class NequIP(torch.nn.Module):
+    Config = NequIPConfig
+
+    def __init__(self, config: NequIPConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        harmonics = harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)
+        features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics, config.num_interactions)
+        channels = features[-1].dim  # even scalars
+        self.embedding = normal_parameter((config.num_species, channels), generator)
+        self.harmonics = SphericalHarmonics(config.l_max)
+        self.radial = RadialBasis(config.cutoff, config.num_bessel, config.envelope_power, config.trainable_bessel)
+        self.layers = torch.nn.ModuleList(
+            Layer(config, features[t], features[t + 1], t == 0, generator) for t in range(config.num_interactions)
+        )
+        width = config.readout_mlp or channels
+        self.hidden = Dense(channels, width, generator) if config.readout_mlp else torch.nn.Identity()
+        self.readout = LinearReadout(width, config.num_heads, generator)
+
+    def forward(self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor) -> Tensor:
+        vectors = vectors.to(self.embedding.dtype)
+        edge_attrs = self.harmonics(vectors)
+        edge_feats = self.radial(torch.linalg.vector_norm(vectors, dim=1))
+        node_feats = [self.embedding.index_select(0, species).unsqueeze(1)]
+        for layer in self.layers:
+            node_feats = layer(node_feats, species, edge_attrs, edge_feats, senders, receivers)
+        return self.readout(self.hidden(node_feats[0].squeeze(1)))
+
+
+class Layer(torch.nn.Module):
+    """One interaction: node features in, node features out."""
+
+    def __init__(
+        self,
+        config: NequIPConfig,
+        irreps_in: o3.Irreps,
+        irreps_out: o3.Irreps,
+        first: bool,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.residual = not first or config.interaction_first == "residual"
+        self.shared = config.skip == "shared"
+        self.norm = 1.0 / config.avg_num_neighbors
+        self.gate = Gate(irreps_out)
+        gated = self.gate.irreps_in
+        self.linear_up = Linear(irreps_in, irreps_in, generator)
+        self.convolution = Convolution(irreps_in, config.l_max, gated, -1 if config.parity else 1)
+        widths = (config.num_bessel, *config.radial_mlp, self.convolution.num_weights)
+        self.radial_mlp = RadialMLP(widths, generator)
+        self.linear = Linear(self.convolution.irreps_out, gated, generator)
+        matrices = 1 if self.shared else config.num_species
+        self.skip = SpeciesLinear(matrices, irreps_in if self.residual else gated, gated, generator)
+        self.norms = torch.nn.ModuleList([RMSNorm(gated)] if config.normalisation == "rms" else [])
+        self.identity: list[int] = [  # per output block the input block added to it, or -1
+            block_index(irreps_in, ir) if config.resnet and not first and irreps_in.count(ir) == mul else -1
+            for mul, ir in irreps_out
+        ]
+
+    def forward(
+        self,
+        node_feats: list[Tensor],
+        species: Tensor,
+        edge_attrs: Tensor,
+        edge_feats: Tensor,
+        senders: Tensor,
+        receivers: Tensor,
+    ) -> list[Tensor]:
+        sent = [block * self.norm for block in self.linear_up(node_feats)]
+        weights = self.radial_mlp(edge_feats)
+        out = self.linear(self.convolution(sent, edge_attrs, weights, senders, receivers))
+        matrices = torch.zeros_like(species) if self.shared else species
+        if self.residual:
+            for target, block in zip(self.skip.targets, self.skip(node_feats, matrices)):
+                out[target] = out[target] + block
+        else:
+            out = self.skip(out, matrices)
+        for norm in self.norms:
+            out = norm(out)
+        out = self.gate(out)
+        for target, source in enumerate(self.identity):
+            if source >= 0:
+                out[target] = out[target] + node_feats[source]
+        return out

@@ -1,0 +1,210 @@
+"""NequIP: what each of its settings does, what parity means, and what an atom without neighbours has."""
+
+import re
+
+import pytest
+import torch
+from ase import Atoms
+from blocks import assert_same
+from structures import STRUCTURES
+from tiny import tiny_potential
+
+from ase_equivariant.architectures import build
+from ase_equivariant.derivatives import predict
+from ase_equivariant.graph import concatenate, from_atoms
+
+GOOD = {"num_species": 2, "cutoff": 4.0, "avg_num_neighbors": 10.0}
+DEEP = {"num_interactions": 6, "hidden_irreps": "4x0e+2x0o+3x1o+2x1e"}
+CHIRAL = Atoms("CHOSiCu", [[0, 0, 0], [1.1, 0.1, 0], [-0.4, 1.3, 0.2], [-0.5, -0.8, 1.5], [-0.6, -0.7, -1.9]])
+
+
+def graph_of(potential, *structures):
+    return concatenate([from_atoms(atoms, potential.atomic_numbers, potential.cutoff) for atoms in structures])
+
+
+def mirrored(atoms):
+    other = atoms.copy()
+    other.positions *= -1
+    return other
+
+
+def features_of(potential, graph):
+    """Features after each layer, as blocks."""
+    found = []
+    hooks = [
+        layer.register_forward_hook(lambda *args: found.append(args[-1])) for layer in potential.architecture.layers
+    ]
+    predict(potential, graph, forces=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("skip", "none"),
+        ("normalisation", "layer"),
+        ("parity", 1),
+        ("resnet", "yes"),
+        ("trainable_bessel", None),
+        ("readout_mlp", 1.5),
+        ("l_max", 7),
+        *[("hidden_irreps", text) for text in ("4x0o", "4x0e+4x3o", "4x0e+4x0e", "99999x0e", "all", "", None)],
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(field, value):
+    with pytest.raises(ValueError, match=re.escape(f"{field} = {value!r} in the nequip config: it must be ")):
+        build("nequip", {**GOOD, field: value})
+
+
+def test_without_parity_all_irreps_are_even():
+    with pytest.raises(ValueError, match=r"hidden_irreps = '4x0e\+4x1o' .* all even"):
+        build("nequip", {**GOOD, "parity": False, "hidden_irreps": "4x0e+4x1o"})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_irreps": "4x0e"},
+        {"hidden_irreps": "4x0e+3x1o"},
+        {"hidden_irreps": "5x0e+2x1e+3x1o"},
+        {"l_max": 0, "hidden_irreps": "4x0e"},
+        {"l_max": 2, "hidden_irreps": "4x0e+3x1o+2x2e+1x2o"},
+        {"parity": False, "hidden_irreps": "4x0e+5x1e"},
+        {"num_interactions": 1},
+        {"num_interactions": 2},
+        {"num_interactions": 5},
+        {"interaction_first": "residual"},
+        {"skip": "shared"},
+        {"resnet": True},
+        {"normalisation": "rms"},
+        {"normalisation": "rms", "resnet": True, "skip": "shared", "interaction_first": "residual"},
+        {"readout_mlp": 0},
+        {"radial_mlp": ()},
+        {"envelope_power": 2, "num_bessel": 3},
+    ],
+    ids=str,
+)
+def test_every_kind_of_model_is_invariant_and_another_one(settings, rotation):
+    potential = tiny_potential("nequip", **settings)
+    atoms, turned = STRUCTURES["molecule"](), STRUCTURES["molecule"]()
+    turned.positions[:] = atoms.positions @ rotation.numpy().T
+    prediction, other = (predict(potential, graph_of(potential, a)) for a in (atoms, turned))
+    assert_same(other.energy, prediction.energy)
+    assert_same(other.forces, prediction.forces @ rotation.T)
+    assert prediction.forces.abs().max() > 0.01
+    default = predict(tiny_potential("nequip"), graph_of(potential, atoms))
+    assert (default.energy - prediction.energy).abs().item() > 1e-4
+
+
+# Parity --------------------------------------------------------------------------------------------------------------
+
+
+def test_with_parity_mirror_images_have_one_energy_and_odd_scalars_of_opposite_sign():
+    potential = tiny_potential("nequip", **DEEP)
+    image, other = graph_of(potential, CHIRAL), graph_of(potential, mirrored(CHIRAL))
+    assert_same(predict(potential, image).energy, predict(potential, other).energy)
+    layers = list(zip(features_of(potential, image), features_of(potential, other), strict=True))
+    even, odd = layers[2][0][:2], layers[2][1][:2]  # the first layer where odd scalars are: 1o × 1o × 1o
+    assert [block.shape[1:] for block in even] == [(1, 4), (1, 2)]
+    assert_same(odd[0], even[0])
+    assert_same(odd[1], -even[1])
+    assert even[1].abs().max() > 1e-3
+
+
+def test_without_parity_mirror_images_differ_in_energy():
+    """The triple product of three neighbours' directions tells them apart: 1 × 1 → 1 with itself is no path of O(3)."""
+    differences = {}
+    for parity, hidden_irreps in ((False, "4x0e+4x1e"), (True, "4x0e+4x1o")):
+        potential = tiny_potential("nequip", parity=parity, hidden_irreps=hidden_irreps)
+        energies = predict(potential, graph_of(potential, CHIRAL, mirrored(CHIRAL))).energy
+        differences[parity] = energies.diff().abs().item()
+    assert differences[False] > 1e-4
+    assert differences[True] < 1e-10
+
+
+def test_layers_carry_no_irrep_that_cannot_change_the_energy():
+    layers = tiny_potential("nequip", **DEEP).architecture.layers
+    kinds = [{(ir.l, ir.p) for _, ir in layer.gate.irreps_in} for layer in layers]
+    natural, axial, pseudoscalar = {(0, 1), (1, -1)}, {(1, 1)}, {(0, -1)}
+    assert kinds == [natural, natural | axial, natural | axial | pseudoscalar, natural | axial, natural, {(0, 1)}]
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trainable_basis_is_learned_and_starts_where_the_fixed_one_is():
+    fixed, trainable = (tiny_potential("nequip", trainable_bessel=flag) for flag in (False, True))
+    frequencies = trainable.architecture.radial.frequencies
+    assert torch.equal(frequencies, fixed.architecture.radial.frequencies)
+    graph = graph_of(fixed, STRUCTURES["molecule"]())
+    energy = predict(trainable, graph, create_graph=True).energy
+    assert torch.equal(energy.detach(), predict(fixed, graph).energy)
+    (gradient,) = torch.autograd.grad(energy.sum(), frequencies)
+    assert gradient.abs().min() > 1e-4
+    assert "architecture.radial.frequencies" in dict(trainable.named_parameters())
+    assert "architecture.radial.frequencies" not in dict(fixed.named_parameters())
+
+
+@pytest.mark.parametrize(("skip", "matrices"), [("species", 5), ("shared", 1)])
+def test_self_connections_have_matrices_per_species_or_one(skip, matrices):
+    layers = tiny_potential("nequip", skip=skip).architecture.layers
+    assert {dense.weight.shape[0] for layer in layers for dense in layer.skip.maps} == {matrices}
+
+
+def test_a_resnet_adds_the_input_of_later_layers_where_channels_agree():
+    """Without weights in its last layer the net's last features are those of the layer before, or nothing."""
+    features = {}
+    for resnet in (True, False):
+        potential = tiny_potential("nequip", resnet=resnet, hidden_irreps="4x0e+3x1o")
+        last = potential.architecture.layers[-1]
+        for weight in (*last.linear.parameters(), *last.skip.parameters()):
+            weight.data.zero_()
+        features[resnet] = features_of(potential, graph_of(potential, CHIRAL))
+    assert torch.equal(features[True][3][0], features[True][2][0])
+    assert (features[False][3][0] == 0).all()
+    assert features[True][2][0].abs().max() > 0.01
+
+
+def test_normalised_features_have_unit_mean_square_whatever_the_scale_of_the_messages():
+    potential = tiny_potential("nequip", normalisation="rms")
+    graph = graph_of(potential, CHIRAL)
+    seen = []
+    hook = potential.architecture.layers[1].gate.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    predict(potential, graph, forces=False)
+    for weight in potential.architecture.layers[1].linear.parameters():
+        weight.data.mul_(100.0)
+    predict(potential, graph, forces=False)
+    hook.remove()
+    for blocks in seen:
+        squares = torch.stack([block.square().mean((1, 2)) for block in blocks]).mean(0)
+        torch.testing.assert_close(squares, torch.ones_like(squares), rtol=0.01, atol=0)
+    assert (seen[0][0] - seen[1][0]).abs().max() > 0.01
+
+
+# Atoms without neighbours --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"resnet": True}, {"normalisation": "rms"}, {"l_max": 0, "resnet": True}])
+def test_an_isolated_atom_has_exactly_e0_and_shift(settings):
+    settings = {**settings, "hidden_irreps": "4x0e"}
+    potential = tiny_potential("nequip", **settings)
+    energy = predict(potential, graph_of(potential, Atoms("C"))).energy[0]
+    assert energy == potential.atomic_energies[0, 1] + potential.shift[0, 1]
+
+
+def test_with_a_residual_first_layer_as_in_the_paper_it_has_a_learned_energy():
+    potential = tiny_potential("nequip", interaction_first="residual")
+    energy = predict(potential, graph_of(potential, Atoms("C"))).energy[0]
+    assert (energy - potential.atomic_energies[0, 1] - potential.shift[0, 1]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("num_interactions", [1, 2, 4, 6])
+def test_energies_start_at_order_one_for_any_number_of_layers(num_interactions):
+    settings = {"num_species": 1, "cutoff": 4.0, "num_interactions": num_interactions, "hidden_irreps": "16x0e+16x1o"}
+    atoms = STRUCTURES["crystal"]()
+    graph = from_atoms(atoms, (29,), 4.0)
+    model = build("nequip", {**settings, "avg_num_neighbors": graph.n_edges / graph.n_nodes}, dtype=torch.float64)
+    energies = model(graph.vectors(), graph.species, graph.senders, graph.receivers)
+    assert 1e-3 < energies.square().mean().sqrt() < 10
