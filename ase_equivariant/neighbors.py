@@ -149,7 +149,7 @@ def _search(
     if images > MAX_IMAGES:
         raise CoincidentAtomsError(
             f"The periodic cell vectors {cell[pbc].tolist()} are so short that each atom meets about {images:.0e} of "
-            f"its own images within {reach:.3g} Å; give the cell in Å."
+            f"its own images within {reach:.3g} Å; give the cell in Å, or a smaller cutoff."
         )
     normals = np.linalg.svd(cell[pbc])[2][pbc.sum() :]
     extents = 2.0 * np.abs((positions - positions[:1]) @ normals.T).max(axis=0, initial=0.0)

@@ -20,7 +20,7 @@ BAD = {
     **dict.fromkeys(["num_species", "num_bessel", "envelope_power", "num_interactions"], [0, -1, 2.0, "2", None, True]),
     **dict.fromkeys(["readout_mlp", "num_heads"], [0, -1, 2.0, "2", None, True]),
     **dict.fromkeys(["cutoff", "avg_num_neighbors"], [0, -1.0, math.nan, math.inf, "4", None]),
-    "radial_mlp": [64, "64", [0], [16, 1.5], [1] * 11, None],
+    "radial_mlp": [64, "64", [0], [16, 1.5], None],
     "l_max": [-1, 12, 2.0, "2", None],
     "correlation": [0, 5, 2.0, "3"],
     "interaction_first": ["Residual", "", None],
@@ -57,6 +57,7 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
     "settings",
     [
         {"num_interactions": 11},
+        {"radial_mlp": [1] * 11},
         {"num_bessel": 1001},
         {"envelope_power": 101},
         {"cutoff": 100.1},

@@ -6,8 +6,11 @@ import copy
 import errno
 import io
 import json
+import math
 import os
 import signal
+from itertools import pairwise
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -579,6 +582,10 @@ def test_unreadable_files_and_unknown_elements_are_named(sets):
         ({"loss": {"huber_delta": -1}}, "loss.huber_delta is -1"),
         ({"optimizer": {"schedule": "linear"}}, 'optimizer.schedule is \'linear\'; allowed: "plateau" or "cosine"'),
         ({"model": {"cutoff": -5}}, "model is .*positive cutoff"),
+        ({"model": {"cutoff": 5, "num_heads": 2}}, "without num_species and num_heads, which the data decide"),
+        ({"optimizer": {"lr": math.inf}}, "optimizer.lr is inf; allowed: a number"),
+        ({"data": {"atomic_energies": {"Cu": math.nan}}}, "data.atomic_energies.Cu is nan; allowed: a number"),
+        ({"seed": 10**30}, "seed is 1000.*; allowed: 0 or more, below"),
         ({"precision": "float16"}, "precision is 'float16'"),
         ({"name": "a/b"}, "name is 'a/b'"),
         ({"loss": 3}, "loss is 3; allowed: a section with the keys energy, forces"),
@@ -600,6 +607,13 @@ def test_unreadable_configurations_are_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(InputError, match=r"bad\.yaml is not YAML"):
         read_config(tmp_path / "bad.yaml")
+    (tmp_path / "deep.yaml").write_text("[" * 20_000)
+    with pytest.raises(InputError, match=r"deep\.yaml is nested too deeply"):
+        read_config(tmp_path / "deep.yaml")
+    (tmp_path / "run.yaml").write_text("name: !!python/object/apply:os.mkdir [executed]")
+    with pytest.raises(InputError, match=r"run\.yaml is not YAML"):
+        read_config(tmp_path / "run.yaml")
+    assert not Path("executed").exists()
     (tmp_path / "short.yaml").write_text("name: x")
     with pytest.raises(InputError, match="lacks the key 'output'"):
         read_config(tmp_path / "short.yaml")
@@ -610,3 +624,23 @@ def test_wrong_fields_of_the_architecture_are_named(sets):
         quietly(write_config(sets, model={"colour": 1}))
     with pytest.raises(InputError, match="unknown architecture 'mice'"):
         quietly(write_config(sets, architecture="mice"))
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused(sets):
+    with pytest.raises(InputError, match="model: it cannot be made, take fewer channels"):
+        quietly(write_config(sets, model={"hidden_irreps": "1000000000x0e"}))
+
+
+def test_an_accelerator_that_is_not_there_is_refused(sets, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="run.accelerator is 'gpu', but torch finds none"):
+        quietly(write_config(sets, run={"accelerator": "gpu"}))
+
+
+def test_a_value_that_unfolds_to_gigabytes_is_not_written_out(tmp_path):
+    levels = [f"&{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefghijk")]
+    text = f"name: x\noutput: y\ndata: [&a [1, 1], {', '.join(levels)}]\narchitecture: mace\nmodel: {{}}"
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(InputError, match="data is .*; allowed: a section") as refused:
+        read_config(tmp_path / "bomb.yaml")
+    assert len(str(refused.value)) < 10_000

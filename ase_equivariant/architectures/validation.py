@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 
 from e3nn import o3
 
@@ -17,7 +18,7 @@ def require(condition: bool, config: object, name: str, allowed: str) -> None:
     """Raise the ValueError of a field with an impossible value."""
     if not condition:
         architecture = type(config).__name__.removesuffix("Config").lower()
-        given = repr(getattr(config, name))[:200]  # enough of a value that is nonsense
+        given = reprlib.repr(getattr(config, name))[:200]  # nonsense may be of any size
         raise ValueError(f"{name} = {given} in the {architecture} config: it must be {allowed}")
 
 

@@ -14,7 +14,7 @@ import yaml
 from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
 
-from ase_equivariant.training.parsing import parse
+from ase_equivariant.training.parsing import parse, shown
 
 
 def check(config: object, section: str, **rules: tuple[object, str]) -> None:
@@ -22,7 +22,7 @@ def check(config: object, section: str, **rules: tuple[object, str]) -> None:
     for name, (condition, allowed) in rules.items():
         if not condition:
             prefix = f"{section}." if section else ""
-            raise InputError(f"{prefix}{name} is {getattr(config, name)!r}; allowed: {allowed}")
+            raise InputError(f"{prefix}{name} is {shown(getattr(config, name))}; allowed: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,11 @@ class TrainConfig:
             self,
             "",
             name=(self.name and not set(self.name) & set("/\\"), "a file name without folder"),
-            model=(isinstance(cutoff, (int, float)) and cutoff > 0, "a section with a positive cutoff, Å"),
-            seed=(self.seed >= 0, "0 or more"),
+            model=(
+                isinstance(cutoff, (int, float)) and cutoff > 0 and not {"num_species", "num_heads"} & set(self.model),
+                "a section with a positive cutoff, Å, without num_species and num_heads, which the data decide",
+            ),
+            seed=(0 <= self.seed < 2**63, "0 or more, below 2**63"),
             golden=(self.golden >= 0, "0 or more"),
         )
 
@@ -207,6 +210,8 @@ def read_config(path: Path) -> tuple[TrainConfig, dict]:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply for a configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:

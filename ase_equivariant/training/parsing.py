@@ -5,12 +5,23 @@ An unknown key, a lacking key or a wrong type is an `InputError` that names the 
 
 from __future__ import annotations
 
+import math
+import reprlib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ase.calculators.calculator import InputError
+
+_short = reprlib.Repr()  # also of aliases that would unfold to gigabytes
+_short.maxstring, _short.maxother, _short.maxlevel = 100, 100, 2
+
+
+def shown(value: object) -> str:
+    """A value as it stands in an error message: a long one is cut."""
+    return _short.repr(value)
 
 
 def parse(kind: type, value: object, name: str) -> Any:
@@ -26,14 +37,14 @@ def parse(kind: type, value: object, name: str) -> Any:
         return [parse(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value)]
     if origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: parse(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
-    if kind is Any or (isinstance(kind, type) and type(value) is kind):
+    if kind is Any or (isinstance(kind, type) and type(value) is kind and kind is not float):
         return value
     if kind is float and type(value) in (int, str):  # YAML reads 1e-3 as a word
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    raise InputError(f"{name} is {value!r}; allowed: {describe(kind)}")
+        with suppress(ValueError, OverflowError):
+            value = float(value)
+    if kind is float and isinstance(value, float) and math.isfinite(value):
+        return value
+    raise InputError(f"{name} is {shown(value)}; allowed: {describe(kind)}")
 
 
 def parse_section(kind: type, value: object, name: str) -> Any:
@@ -41,7 +52,7 @@ def parse_section(kind: type, value: object, name: str) -> Any:
     title = name or "the configuration"
     known = {f.name: f for f in fields(kind)}
     if not isinstance(value, Mapping):
-        raise InputError(f"{title} is {value!r}; allowed: a section with the keys {', '.join(known)}")
+        raise InputError(f"{title} is {shown(value)}; allowed: a section with the keys {', '.join(known)}")
     for key in value:
         if key not in known:
             raise InputError(f"unknown key {key!r} in {title}; allowed: {', '.join(known)}")
@@ -65,7 +76,7 @@ def parse_union(kinds: tuple[type, ...], value: object, name: str) -> Any:
                 if isinstance(value, (dict, list)):
                     raise
     allowed = " or ".join(describe(kind) for kind in kinds)
-    raise InputError(f"{name} is {value!r}; allowed: {allowed}")
+    raise InputError(f"{name} is {shown(value)}; allowed: {allowed}")
 
 
 def describe(kind: type) -> str:

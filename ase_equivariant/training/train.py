@@ -68,6 +68,8 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
         architecture = build(config.architecture, settings, config.seed, getattr(torch, config.precision))
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {error}") from None
+    except (RuntimeError, MemoryError) as error:  # what torch says when weights do not fit into memory
+        raise InputError(f"model: it cannot be made, take fewer channels or narrower networks: {error}") from None
     e0 = references.atomic_energies(config.data.atomic_energies, sets.train, sets.isolated, sets.numbers)
     shift = references.energy_shift(sets.train, e0, sets.numbers)
     return Potential(
@@ -120,7 +122,7 @@ def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder
         tell(console, f"Resuming after epoch {check_resumable(last, identity)}.")
     with quiet_lightning():
         trainer = lightning.Trainer(
-            accelerator=config.run.accelerator,
+            accelerator=available(config.run.accelerator),
             devices=1,
             max_epochs=config.run.max_epochs,
             gradient_clip_val=config.optimizer.clip_grad,
@@ -136,6 +138,13 @@ def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder
             use_distributed_sampler=False,
         )
         return run(trainer, module, loaders(config, sets), last if last.exists() else None)
+
+
+def available(accelerator: str) -> str:
+    """`accelerator`, if this machine has it."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError("run.accelerator is 'gpu', but torch finds none on this machine; choose auto or cpu")
+    return accelerator
 
 
 def run(trainer: lightning.Trainer, module: TrainingModule, data: tuple, checkpoint: Path | None) -> bool:
