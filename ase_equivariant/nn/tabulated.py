@@ -47,7 +47,10 @@ class TabulatedMLP(torch.nn.Module):
         super().__init__()
         self.layers = mlp.layers
         lengths = basis.cutoff / NUM_KNOTS * torch.arange(1, NUM_KNOTS + 1, dtype=basis.frequencies.dtype)
-        self.basis = torch.func.jvp(basis, (lengths,), (torch.ones_like(lengths),))  # values and slopes at the knots
+        with torch.enable_grad():
+            values = basis(lengths.requires_grad_())
+            columns = [torch.autograd.grad(v.sum(), lengths, retain_graph=True)[0] for v in values.unbind(1)]
+        self.basis = values.detach(), torch.stack(columns, 1)  # values and slopes at the knots
 
     def forward(self, knots: Tensor) -> Tensor:
         table = torch.stack(self.network(*self.basis), 1).flatten(0, 1)
