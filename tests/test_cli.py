@@ -85,6 +85,14 @@ def test_models_lists_what_is_shipped(run, model, monkeypatch):
     assert all(word in out for word in ("tiny", "H C O Si Cu", "mace", "PBE [plane waves]", "MIT"))
 
 
+def test_a_terminal_that_knows_ascii_only_gets_question_marks(model):
+    command = [sys.executable, "-m", "ase_equivariant.cli.main", "info", str(model), "--verify"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert b"6x0e+6x1o" in done.stdout
+    assert b"forces (eV/?)" in done.stdout
+
+
 def test_models_says_so_when_nothing_is_shipped(run, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "MODELS", tmp_path)
     assert "No models are shipped" in run("models")[1]
@@ -187,16 +195,22 @@ def test_evaluate_writes_results_of_all_frames_and_errors_against_labels(run, mo
     atoms = read(silicon)
     atoms.calc = EquivariantCalculator(model)
     atoms.get_forces()
-    write(tmp_path / "labelled.xyz", [atoms, atoms, molecule("H2O")])
+    labelled = molecule("H2O")
+    labelled.calc = EquivariantCalculator(model)
+    labelled.get_forces()
+    write(tmp_path / "labelled.xyz", [atoms, labelled, molecule("H2O")])
     code, out, _ = run("evaluate", tmp_path / "labelled.xyz", "-m", model, "-o", tmp_path / "out.traj")
     assert code == 0
-    assert "forces on Si" in out
+    assert all(f"forces on {symbol}" in out for symbol in ("H", "O", "Si"))
     crystal, _, water = read(tmp_path / "out.traj", ":")
     np.testing.assert_allclose(crystal.get_forces(), atoms.get_forces(), atol=1e-5)
     assert crystal.info["ref_energy"] == pytest.approx(atoms.get_potential_energy())
     assert water.get_forces().shape == (3, 3)
     run("evaluate", f"{tmp_path / 'labelled.xyz'}@2:", "-m", model, "-o", tmp_path / "out.traj")
     assert len(read(tmp_path / "out.traj", ":")) == 1
+    out = run("evaluate", f"{tmp_path / 'labelled.xyz'}@:1", "-m", model, "-o", tmp_path / "out.traj")[1]
+    assert "forces (meV/Å)" in out
+    assert "forces on" not in out
 
 
 def test_the_head_decides_the_energy(run, model, silicon, tmp_path):

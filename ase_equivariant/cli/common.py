@@ -69,6 +69,8 @@ def check_output(path: Path) -> str:
 
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no directory {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the directory {path.parent} is not writable")
     if path.exists() and not path.is_file():
         raise InputError(f"cannot write {path}: it is not a regular file; give the name of a file")
     try:

@@ -42,6 +42,8 @@ def _show(comparison: Comparison) -> None:
     if comparison.energy:
         rows.append(_row("energy (meV/atom)", comparison.energy))
     for species, errors in comparison.forces.items():
+        if species != "all" and len(comparison.forces) == 2:  # of the one element there is
+            continue
         rows.append(_row("forces (meV/Å)" if species == "all" else f"forces on {species} (meV/Å)", errors))
     if comparison.stress:
         rows.append(_row("stress (GPa)", comparison.stress))

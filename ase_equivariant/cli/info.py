@@ -50,7 +50,7 @@ def _show(key: str, value: Any, indent: int = 0) -> None:
     if _is_table(value):
         columns = list(dict.fromkeys(column for row in value.values() for column in row))
         rows = [[name, *(_text(row.get(column, "")) for column in columns)] for name, row in value.items()]
-        console().print(table(["", *columns], rows, title=title))
+        console().print(table(["", *(column.replace("_", " ") for column in columns)], rows, title=title))
     elif isinstance(value, dict):
         say(f"{' ' * indent}[bold]{title}[/]:")
         for inner, entry in value.items():
@@ -88,7 +88,7 @@ def _species(exact: Potential) -> list[list[str]]:
         energies = predict(exact, alone, forces=False).energy.tolist()
         for s, z in enumerate(numbers):
             table_values = (exact.atomic_energies[h, s], exact.scale[h, s], exact.shift[h, s], energies[s])
-            rows.append([chemical_symbols[z], head, *(f"{float(value):.6f}" for value in table_values)])
+            rows.append([chemical_symbols[z], head, *(f"{round(float(value), 6) + 0.0:.6f}" for value in table_values)])
     return rows
 
 

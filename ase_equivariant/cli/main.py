@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -42,6 +43,9 @@ def _about(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; what a user can put right is reported in one sentence, with exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # of a stream that is no file
+            stream.reconfigure(errors="replace")  # an Å that a terminal cannot show is no reason to fail
     try:
         app(args)
     except Exception as error:

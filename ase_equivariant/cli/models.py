@@ -26,8 +26,9 @@ def _row(name: str) -> list[str]:
     header = read_header(name)
     architecture = f"{header['architecture']}, {header['config']['cutoff']:g} Å"
     size = f"{resolve(name).stat().st_size / 1e6:.1f} MB"
-    free = [str(header.get(key, "-")) for key in ("level_of_theory", "license")]
-    return [name, element_list(header["atomic_numbers"]), architecture, free[0], size, free[1]]
+    theory, licence = (str(header.get(key, "-")) for key in ("level_of_theory", "license"))
+    theory = theory.split(" (")[0]  # `info` has the details
+    return [name, element_list(header["atomic_numbers"]), architecture, theory, size, licence]
 
 
 def element_list(atomic_numbers: list[int]) -> str:
