@@ -110,6 +110,19 @@ def test_info_shows_the_header_and_what_an_isolated_atom_gives(run, model):
         assert float(row[-1]) == pytest.approx(alone.get_potential_energy(), abs=1e-6)
 
 
+def test_what_a_file_says_cannot_steer_the_terminal(run, tmp_path):
+    potential = tiny_potential()
+    potential.metadata.update(name="\x1b]0;owned\x07", errors={"all\x1b[2J": {"energy\r[/]": 1.0}}, default_head="\x9b2J")
+    save_potential(potential, tmp_path / "evil.safetensors")
+    code, out, _ = run("info", tmp_path / "evil.safetensors")
+    assert code == 0
+    assert "owned" in out
+    potential.metadata["golden"] = [{}]
+    save_potential(potential, tmp_path / "\x1b[2J.safetensors")
+    _, _, err = run("md", "none", "-m", tmp_path / "\x1b[2J.safetensors", "-o", tmp_path / "run")
+    assert not set(out + err) & set("\x1b\x07\x9b\r")
+
+
 def test_info_verifies_golden_structures_and_notices_wrong_ones(run, model, tmp_path):
     code, out, _ = run("info", model, "--verify")
     assert code == 0

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from ase_equivariant.cli import common
-from ase_equivariant.cli.show import console, say, table
+from ase_equivariant.cli.show import console, harmless, say, table
 
 if TYPE_CHECKING:
     from ase_equivariant.potential import Potential
@@ -46,7 +46,7 @@ def info(
 
 def _show(key: str, value: Any, indent: int = 0) -> None:
     """A header entry: a dict of flat dicts is a table, another dict a list of entries."""
-    title = escape(key.replace("_", " "))
+    title = escape(harmless(key.replace("_", " ")))
     if _is_table(value):
         columns = list(dict.fromkeys(column for row in value.values() for column in row))
         rows = [[name, *(_text(row.get(column, "")) for column in columns)] for name, row in value.items()]

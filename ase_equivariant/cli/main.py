@@ -19,6 +19,7 @@ from ase_equivariant.cli.info import info
 from ase_equivariant.cli.md import md
 from ase_equivariant.cli.models import models
 from ase_equivariant.cli.relax import relax
+from ase_equivariant.cli.show import harmless
 from ase_equivariant.cli.train import train
 
 app = typer.Typer(name="ase-equivariant", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -51,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         if not _is_users(error):
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {harmless(_sentence(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 Update = Callable[[int, str], None]
+CONTROL = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}  # all but tabs and newlines
 
 
 def console() -> Console:
@@ -20,7 +21,12 @@ def console() -> Console:
 
 def say(text: str) -> None:
     """Print a line with rich's markup, never folded."""
-    console().print(text, soft_wrap=True)
+    console().print(harmless(text), soft_wrap=True)
+
+
+def harmless(text: str) -> str:
+    """The text without control characters: what a model file says cannot steer the terminal."""
+    return text.translate(CONTROL)
 
 
 @contextmanager
@@ -61,7 +67,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     """A table; the columns after the first are numbers, aligned to the right, unless told otherwise."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number and right else "left", overflow="fold")
+        made.add_column(escape(harmless(column)), justify="right" if number and right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(escape, row))
+        made.add_row(*(escape(harmless(cell)) for cell in row))
     return made
