@@ -44,6 +44,7 @@ TABLES = ("atomic_energies", "scale", "shift")
 STRUCTURE = ("format_version", "architecture", "config", "atomic_numbers", "heads", *TABLES, "checksum")
 ZIP = b"PK\x03\x04"  # how the files of torch.save begin
 MAX_GOLDEN = 500_000  # edges in all golden structures, each of which counts as 1000 more: seconds of work
+MAX_DEPTH = 20  # lists and dicts within each other in the header
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 
@@ -173,8 +174,15 @@ def _read_header(file: BinaryIO, size: int, source: str) -> dict[str, Any]:
         raise InputError(f"{source} is a safetensors file, but not of ase-equivariant: it has no {KEY!r} header")
     if not complete:
         raise InputError(f"{source} is truncated or damaged: it has {size} bytes instead of {end}")
+    if _is_deep(header, MAX_DEPTH):
+        raise InputError(f"{source} is damaged: its header is nested more than {MAX_DEPTH} levels deep")
     _check_header(header, source)
     return header
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deep(entry, levels - 1) for entry in inner)
 
 
 def _refuse_constant(name: str) -> None:

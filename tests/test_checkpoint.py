@@ -238,6 +238,13 @@ def test_a_header_that_makes_no_sense_is_refused(potential, header, message):
         from_bytes(edited(potential, header), "a.safetensors")
 
 
+def test_a_header_nested_without_end_is_refused(potential):
+    deep = json.loads("[" * 100 + "]" * 100)
+    with pytest.raises(InputError, match="nested more than 20 levels deep"):
+        from_bytes(edited(potential, {"provenance": deep}))
+    assert from_bytes(edited(potential, {"provenance": [[["shallow"]]]})).metadata["provenance"]
+
+
 def test_a_header_that_lacks_something_names_it(potential):
     with pytest.raises(InputError, match="header lacks atomic_energies, checksum"):
         from_bytes(edited(potential, drop=["atomic_energies", "checksum"]))

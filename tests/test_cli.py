@@ -112,7 +112,7 @@ def test_info_shows_the_header_and_what_an_isolated_atom_gives(run, model):
 
 def test_what_a_file_says_cannot_steer_the_terminal(run, tmp_path):
     potential = tiny_potential()
-    potential.metadata.update(name="\x1b]0;owned\x07", errors={"all\x1b[2J": {"energy\r[/]": 1.0}}, default_head="\x9b2J")
+    potential.metadata.update(name="\x1b]0;owned\x07", license="\x9b2J", errors={"all\x1b[2J": {"energy\r[/]": 1.0}})
     save_potential(potential, tmp_path / "evil.safetensors")
     code, out, _ = run("info", tmp_path / "evil.safetensors")
     assert code == 0
