@@ -168,7 +168,7 @@ def test_md_continues_velocities_but_not_into_a_supercell(run, model, silicon, t
     first = ("md", silicon, "-m", model, "-o", tmp_path / "first", "--steps", 2)
     assert "new velocities" in run(*first)[1]
     again = ("md", tmp_path / "first-final.xyz", "-m", model, "-o", tmp_path / "second", "--steps", 2)
-    assert "velocities of the file" in run(*again)[1]
+    assert "its velocities continued" in run(*again)[1]
     assert "new velocities" in run(*again, "--supercell", "2,2,2")[1]
 
 

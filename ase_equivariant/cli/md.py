@@ -102,7 +102,7 @@ def show_summary(summary: MDSummary) -> None:
 
 
 def _announcement(atoms: Atoms, settings: MDSettings) -> str:
-    velocities = "velocities of the file" if atoms.get_momenta().any() else f"new velocities, seed {settings.seed}"
+    velocities = "its velocities continued" if atoms.get_momenta().any() else f"new velocities, seed {settings.seed}"
     time = settings.steps * settings.timestep * 1e-3
     what = f"{atoms.get_chemical_formula()} ({len(atoms)} atoms), {settings.steps} steps of {settings.timestep:g} fs"
     return f"[bold]{settings.ensemble}[/]: {what} = {time:g} ps at {settings.temperature:g} K, {velocities}"
