@@ -14,8 +14,13 @@ PLACE = re.compile(r"(<!-- (results/\w+\.md) -->\n).*?(<!-- end -->)", re.DOTALL
 
 
 def filled(text: str) -> str:
-    """The cards with the present result files in their places."""
-    return PLACE.sub(lambda place: place[1] + (HERE / place[2]).read_text() + place[3], text)
+    """The cards with the present result files in their places; links in those lead on from the cards."""
+
+    def table(place: re.Match) -> str:
+        result = (HERE / place[2]).read_text()
+        return place[1] + re.sub(r"\]\((?!http)", "](../benchmarks/results/", result) + place[3]
+
+    return PLACE.sub(table, text)
 
 
 if __name__ == "__main__":
