@@ -64,7 +64,7 @@ RECENT = 16  # structures whose results are kept
 
 
 class EquivariantCalculator(Calculator):
-    """ASE calculator of an equivariant potential.
+    """ASE calculator of an equivariant potential; threads need one each, as it remembers its last atoms.
 
     Parameters
     ----------
