@@ -7,6 +7,7 @@ import torch
 from e3nn import o3
 from tiny import TINY, tiny_potential
 
+from ase_equivariant import EquivariantCalculator, save_potential
 from ase_equivariant.graph import concatenate, from_atoms
 
 
@@ -46,3 +47,16 @@ def wigner(rotation):
         return torch.linalg.lstsq(before, after).solution.T
 
     return cache(matrix)
+
+
+@pytest.fixture
+def calc(potential):
+    """A calculator of the test file's potential, in float64."""
+    return EquivariantCalculator(potential, device="cpu", dtype="float64")
+
+
+@pytest.fixture
+def path(potential, tmp_path):
+    """A model file of the test file's potential."""
+    save_potential(potential, tmp_path / "tiny.safetensors")
+    return tmp_path / "tiny.safetensors"

@@ -15,23 +15,12 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from structures import STRUCTURES, WITH_VOLUME, copper
 from tiny import tiny_potential
 
-from ase_equivariant import EquivariantCalculator, save_potential
+from ase_equivariant import EquivariantCalculator
 
 
 @pytest.fixture(scope="module")
 def potential():
     return tiny_potential(dtype=torch.float32)
-
-
-@pytest.fixture
-def calc(potential):
-    return EquivariantCalculator(potential, device="cpu", dtype="float64")
-
-
-@pytest.fixture
-def path(potential, tmp_path):
-    save_potential(potential, tmp_path / "tiny.safetensors")
-    return tmp_path / "tiny.safetensors"
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

@@ -34,17 +34,6 @@ def potential():
     return tiny_potential(dtype=torch.float32)
 
 
-@pytest.fixture
-def calc(potential):
-    return EquivariantCalculator(potential, device="cpu", dtype="float64")
-
-
-@pytest.fixture
-def path(potential, tmp_path):
-    save_potential(potential, tmp_path / "tiny.safetensors")
-    return tmp_path / "tiny.safetensors"
-
-
 def counted(calc, run) -> int:
     before = calc.calls
     run()

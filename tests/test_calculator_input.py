@@ -18,24 +18,13 @@ from structures import copper, rattled
 from tiny import tiny_potential
 
 import ase_equivariant.calculator as module
-from ase_equivariant import EquivariantCalculator, inference, save_potential, zoo
+from ase_equivariant import EquivariantCalculator, inference, zoo
 from ase_equivariant.checkpoint import golden_structures
 
 
 @pytest.fixture(scope="module")
 def potential():
     return tiny_potential(dtype=torch.float32)
-
-
-@pytest.fixture
-def calc(potential):
-    return EquivariantCalculator(potential, device="cpu", dtype="float64")
-
-
-@pytest.fixture
-def path(potential, tmp_path):
-    save_potential(potential, tmp_path / "tiny.safetensors")
-    return tmp_path / "tiny.safetensors"
 
 
 def test_a_shipped_name_is_kept_as_a_name(path, monkeypatch):
