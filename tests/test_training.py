@@ -38,6 +38,7 @@ from ase_equivariant.training.data import (
     make_batch,
     read_structures,
     split,
+    type_weights,
     without_offset,
 )
 from ase_equivariant.training.loss import Loss, Residuals, residuals
@@ -482,7 +483,7 @@ def test_equal_weights_draw_every_structure_once_in_an_order_of_seed_and_epoch()
 def test_balanced_drawing_gives_each_element_as_many_atoms(tmp_path):
     frames = [labelled("Cu", i, 2) for i in range(12)] + [labelled("Ni", i) for i in range(3)]
     structures = structures_of(tmp_path, frames)
-    draw = Draw(element_weights(structures), 15, seed=0)
+    draw = Draw(element_weights(structures, np.ones(15)), 15, seed=0)
     atoms = {"Cu": 0, "Ni": 0}
     for epoch in range(200):
         draw.set_epoch(epoch)
@@ -493,6 +494,19 @@ def test_balanced_drawing_gives_each_element_as_many_atoms(tmp_path):
     assert atoms["Cu"] / atoms["Ni"] == pytest.approx(1, abs=0.03)
     plain = {s: sum(len(x.atoms) for x in structures if x.system == s) for s in atoms}
     assert plain["Cu"] / plain["Ni"] == 8
+
+
+def test_a_config_type_is_drawn_as_often_as_its_weight_says_and_elements_stay_balanced(tmp_path):
+    frames = [labelled("Cu", i) for i in range(12)] + [labelled("Ni", i) for i in range(4)]
+    for atoms in frames[:6]:
+        atoms.info["config_type"] = "Elastic"
+    structures = structures_of(tmp_path, frames)
+    weights = type_weights(structures, {"Elastic": 0.25})
+    assert weights.tolist() == [0.25] * 6 + [1.0] * 10
+    balanced = element_weights(structures, weights)
+    assert balanced[0] / balanced[6] == pytest.approx(0.25)
+    assert balanced[:12].sum() == pytest.approx(balanced[12:].sum())
+    assert weights[:12].sum() != weights[12:].sum()
 
 
 # Input

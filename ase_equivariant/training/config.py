@@ -46,6 +46,8 @@ class DataConfig:
         Σ κ / V over a structure's atoms is subtracted from the three normal components
     atomic_energies : "isolated" (one-atom structures without neighbours), {symbol: eV}, or "least_squares"
     balance : "elements" draws structures so that each element contributes the same expected number of atoms
+    config_type_weights : {config_type: weight}, how often structures are drawn by the word under `config_type` in their
+        `info`, relative to those that are not named here
     epoch_structures : structures per epoch; null: as many as the training set has
     batch_size : structures per step
     """
@@ -58,6 +60,7 @@ class DataConfig:
     stress_offset: dict[str, float] = field(default_factory=dict)
     atomic_energies: str | dict[str, float] = "least_squares"
     balance: Literal["elements"] | None = None
+    config_type_weights: dict[str, float] = field(default_factory=dict)
     epoch_structures: int | None = None
     batch_size: int = 5
 
@@ -70,6 +73,7 @@ class DataConfig:
             valid_fraction=(fraction is None or 0 < fraction < 1, "between 0 and 1, or null"),
             epoch_structures=(self.epoch_structures is None or self.epoch_structures > 0, "1 or more, or null"),
             batch_size=(self.batch_size > 0, "1 or more"),
+            config_type_weights=(all(w > 0 for w in self.config_type_weights.values()), "a table {config_type: above 0}"),
             stress_offset=(set(self.stress_offset) <= set(chemical_symbols[1:]), "a table {symbol: eV}"),
             atomic_energies=(
                 set(energies) <= set(chemical_symbols[1:])

@@ -165,14 +165,20 @@ def split(structures: list[Structure], fraction: float, seed: int) -> tuple[list
     return train, valid
 
 
-def element_weights(structures: list[Structure]) -> np.ndarray:
-    """Relative probability [n_structures] with which drawing balances the elements.
+def type_weights(structures: list[Structure], table: dict[str, float]) -> np.ndarray:
+    """Weight [n_structures] of each structure's `config_type`, 1 where `table` does not name it."""
+    return np.array([table.get(s.atoms.info.get("config_type"), 1.0) for s in structures])
 
-    The mean over a structure's atoms of 1 / (atoms of that element in the set): when each structure has one element,
-    every element contributes the same expected number of atoms.
+
+def element_weights(structures: list[Structure], weights: np.ndarray) -> np.ndarray:
+    """`weights` [n_structures], the relative probabilities of being drawn, changed so that the elements are balanced.
+
+    Each is multiplied by the mean over the structure's atoms of 1 / (expected atoms of that element): when each
+    structure has one element, every element contributes the same expected number of atoms.
     """
-    counts = np.bincount(np.concatenate([s.atoms.numbers for s in structures]))
-    return np.array([np.mean(1.0 / counts[s.atoms.numbers]) for s in structures])
+    numbers = np.concatenate([s.atoms.numbers for s in structures])
+    counts = np.bincount(numbers, np.repeat(weights, [len(s.atoms) for s in structures]))
+    return weights * [np.mean(1.0 / counts[s.atoms.numbers]) for s in structures]
 
 
 class Draw(torch.utils.data.Sampler):

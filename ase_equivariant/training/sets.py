@@ -19,6 +19,7 @@ from ase_equivariant.training.data import (
     make_batch,
     read_structures,
     split,
+    type_weights,
     without_offset,
 )
 
@@ -84,5 +85,6 @@ def loaders(config: TrainConfig, sets: Sets) -> tuple[torch.utils.data.DataLoade
 
 def structure_weights(config: DataConfig, structures: list[Structure]) -> np.ndarray:
     """How often a structure is drawn, or counts in a validation loss; the mean is 1."""
-    weights = element_weights(structures) if config.balance else np.ones(len(structures))
+    weights = type_weights(structures, config.config_type_weights)
+    weights = element_weights(structures, weights) if config.balance else weights
     return weights / weights.mean()
