@@ -73,7 +73,10 @@ class DataConfig:
             valid_fraction=(fraction is None or 0 < fraction < 1, "between 0 and 1, or null"),
             epoch_structures=(self.epoch_structures is None or self.epoch_structures > 0, "1 or more, or null"),
             batch_size=(self.batch_size > 0, "1 or more"),
-            config_type_weights=(all(w > 0 for w in self.config_type_weights.values()), "a table {config_type: above 0}"),
+            config_type_weights=(
+                all(w > 0 for w in self.config_type_weights.values()),
+                "a table {config_type: above 0}",
+            ),
             stress_offset=(set(self.stress_offset) <= set(chemical_symbols[1:]), "a table {symbol: eV}"),
             atomic_energies=(
                 set(energies) <= set(chemical_symbols[1:])
