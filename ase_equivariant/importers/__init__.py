@@ -7,6 +7,15 @@ from ase_equivariant.importers.records import ForeignFileError, read_records
 from ase_equivariant.potential import Potential
 
 
+ZIP = b"PK\x03\x04"  # how the files of torch.save, torch.package and torch.jit.save begin
+PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save wrote before zip files
+
+
+def recognises(data: bytes) -> bool:
+    """Whether content begins like a file that `import_model` reads, if only to say why it refuses it."""
+    return data.startswith((ZIP, PICKLE)) or data[257:262] == b"ustar"
+
+
 def import_model(data: bytes) -> Potential:
     """The potential in the content of a file that another package wrote; `ForeignFileError` says why not."""
     root = read_records(data)
