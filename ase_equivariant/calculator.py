@@ -26,11 +26,13 @@ from ase.cell import Cell
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equivariant import inference
-from ase_equivariant.checkpoint import choose_head, from_bytes, read_file, to_bytes, verify_golden
+from ase_equivariant.checkpoint import from_bytes, read_file, to_bytes
 from ase_equivariant.derivatives import Prediction
+from ase_equivariant.golden import verify_golden
 from ase_equivariant.graph import Graph, from_atoms
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
+from ase_equivariant.restrict import choose_head
 from ase_equivariant.zoo import available_models, resolve
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -4,8 +4,7 @@ The tensors are the architecture's weights in their own precision; reference ene
 header as exact JSON doubles. Nothing in a file is ever executed: no pickle, no class names, only a registry key and
 numbers. A checksum over header and tensors tells a damaged file from a good one.
 
-A file can carry *golden structures*: energy, forces and stress of a few structures, computed in float64 when it was
-made, so that each load on each machine can prove itself.
+A file can carry *golden structures*, see `golden`.
 """
 
 from __future__ import annotations
@@ -14,27 +13,20 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import safetensors.torch
 import torch
-from ase import Atoms
 from ase.calculators.calculator import InputError
-from ase.stress import full_3x3_to_voigt_6_stress
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
-from ase_equivariant.derivatives import Prediction, predict
-from ase_equivariant.graph import Graph, from_atoms
-from ase_equivariant.importers import import_model
-from ase_equivariant.neighbors import count_images
+from ase_equivariant.importers import import_model, recognises
 from ase_equivariant.potential import Potential
 from ase_equivariant.zoo import resolve
 
@@ -43,7 +35,6 @@ KEY = "ase_equivariant"  # the one entry of the safetensors metadata
 TABLES = ("atomic_energies", "scale", "shift")
 STRUCTURE = ("format_version", "architecture", "config", "atomic_numbers", "heads", *TABLES, "checksum")
 ZIP = b"PK\x03\x04"  # how the files of torch.save begin
-MAX_GOLDEN = 500_000  # edges in all golden structures, each of which counts as 1000 more: seconds of work
 MAX_DEPTH = 20  # lists and dicts within each other in the header
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
@@ -134,7 +125,7 @@ def describe(potential: Potential) -> dict[str, Any]:
 
 def from_bytes(data: bytes, source: str = "model data") -> Potential:
     """The potential in the content of a model file, ours or one that `importers` knows; `source` names it in errors."""
-    if data.startswith(ZIP):
+    if recognises(data):
         return _import(data, source)
     header = _read_header(BytesIO(data), len(data), source)
     try:
@@ -263,87 +254,3 @@ def _checksum(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 def _listed(names) -> str:
     return ", ".join(str(name) for name in names)
-
-
-def choose_head(potential: Potential, head: str | None) -> str:
-    """The head called `head`, or the file's default one."""
-    heads = potential.heads
-    chosen = head
-    if head is None:
-        chosen = heads[0] if len(heads) == 1 else potential.metadata.get("default_head")
-    if chosen in heads:
-        return chosen
-    given = f"unknown head {chosen!r}" if chosen is not None else "this model has several heads and no default"
-    raise InputError(f"{given}; choose one of {_listed(heads)}")
-
-
-def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-    """Reference results in float64 for `metadata["golden"]`: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt)."""
-    exact = potential.astype(torch.float64).cpu().eval()
-    head = choose_head(potential, None)
-    records, effort = [], 0
-    for atoms in structures:
-        graph = _golden_graph(exact, atoms, head)
-        effort = _spend(effort, graph)
-        records.append(
-            {
-                "numbers": atoms.numbers.tolist(),
-                "positions": atoms.positions.tolist(),
-                "cell": atoms.cell.tolist(),
-                "pbc": atoms.pbc.tolist(),
-                "head": head,
-                **{name: value.tolist() for name, value in _results(predict(exact, graph), atoms).items()},
-            }
-        )
-    return records
-
-
-def _golden_graph(potential: Potential, atoms: Atoms, head: str) -> Graph:
-    """The graph of a golden structure, unless a file's cutoff and structure would make it gigantic."""
-    if len(atoms) ** 2 * count_images(atoms.cell.array, atoms.pbc, potential.cutoff) > 100 * MAX_GOLDEN:
-        raise InputError(f"the golden structure {atoms.get_chemical_formula()} of this model is too large to verify")
-    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, head=potential.heads.index(head))
-
-
-def _spend(effort: int, graph: Graph) -> int:
-    """The effort with one more golden structure, while it is small enough for every start of a calculator."""
-    effort += 1000 + graph.n_edges
-    if effort > MAX_GOLDEN:
-        raise InputError("the golden structures of this model are too many or too large to be verified; keep fewer")
-    return effort
-
-
-def verify_golden(
-    potential: Potential, evaluate: Callable[[Graph, bool], Prediction] | None = None
-) -> dict[str, float]:
-    """Largest errors on the golden structures: energy (eV/atom), forces (eV/Å), stress (eV/Å³); empty without any.
-
-    Errors of forces count per 10 eV/Å where forces are larger than that, as single precision is relative.
-    `evaluate(graph, forces)` is the backend to verify; the potential itself by default.
-    """
-    evaluate = evaluate or (lambda graph, forces: predict(potential, graph, forces))
-    errors: dict[str, list[float]] = {}
-    effort = 0
-    try:
-        for record in potential.metadata.get("golden", []):
-            atoms = Atoms(**{key: record[key] for key in ("numbers", "positions", "cell", "pbc")})
-            graph = _golden_graph(potential, atoms, record["head"])
-            effort = _spend(effort, graph)
-            for name, value in _results(evaluate(graph, True), atoms).items():
-                golden = np.array(record[name])
-                per = {"energy": len(atoms), "forces": max(1.0, np.abs(record["forces"]).max() / 10)}.get(name, 1)
-                errors.setdefault(name, []).append(np.abs(value - golden).max() / per)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the golden structures of this model are malformed: {error!r}") from error
-    return {name: float(np.max(values)) for name, values in errors.items()}  # np.max keeps NaN
-
-
-def _results(prediction: Prediction, atoms: Atoms) -> dict[str, np.ndarray]:
-    results = {
-        "energy": prediction.energy[0].cpu().numpy(),
-        "forces": prediction.forces.cpu().numpy(),
-    }
-    if atoms.cell.rank == 3:
-        strain_gradient = prediction.strain_gradient[0].cpu().numpy()
-        results["stress"] = full_3x3_to_voigt_6_stress(strain_gradient / atoms.cell.volume)
-    return results

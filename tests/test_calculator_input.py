@@ -19,7 +19,7 @@ from tiny import tiny_potential
 
 import ase_equivariant.calculator as module
 from ase_equivariant import EquivariantCalculator, inference, zoo
-from ase_equivariant.checkpoint import golden_structures
+from ase_equivariant.golden import golden_structures
 
 
 @pytest.fixture(scope="module")

@@ -16,18 +16,17 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import InputError
 from tiny import tiny_potential
 
-from ase_equivariant import available_models, checkpoint, zoo
+from ase_equivariant import available_models, checkpoint, golden, zoo
 from ase_equivariant.checkpoint import (
     KEY,
     from_bytes,
-    golden_structures,
     load_potential,
     read_header,
     save_potential,
     to_bytes,
-    verify_golden,
 )
 from ase_equivariant.derivatives import predict
+from ase_equivariant.golden import golden_structures, verify_golden
 from ase_equivariant.graph import from_atoms
 
 
@@ -367,7 +366,7 @@ def test_golden_structures_that_would_take_minutes_are_refused(potential, change
 def test_too_many_golden_structures_are_refused_when_made_and_when_verified(potential, monkeypatch):
     structures = [bulk("Cu")] * 5
     potential.metadata["golden"] = golden_structures(potential, structures)
-    monkeypatch.setattr(checkpoint, "MAX_GOLDEN", 4000)
+    monkeypatch.setattr(golden, "MAX_GOLDEN", 4000)
     for attempt in (lambda: verify_golden(potential), lambda: golden_structures(potential, structures)):
         with pytest.raises(InputError, match="too many or too large"):
             attempt()

@@ -16,8 +16,8 @@ from ase.io.trajectory import TrajectoryWriter
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, save_potential, zoo
-from ase_equivariant.checkpoint import golden_structures
 from ase_equivariant.cli.main import main
+from ase_equivariant.golden import golden_structures
 
 HEAVY = ("torch", "ase", "numpy", "matplotlib", "e3nn", "lightning")
 

@@ -15,8 +15,14 @@ LAYERS = (
     "neighbors",
     "graph",
     "derivatives",
+    "restrict",
+    "golden",
+    "cache",
+    "download",
+    "published",
     "zoo",
     "checkpoint",
+    "convert",
     "inference",
     "calculator",
     "workflows",
@@ -24,7 +30,22 @@ LAYERS = (
     "cli",
 )
 APART = {"plugin": set(), "__init__": set()}  # ASE imports the first; the second names its modules in strings
-KNOW_ASE = {"graph", "zoo", "checkpoint", "inference", "calculator", "workflows", "training", "cli", "plugin"}
+KNOW_ASE = {
+    "graph",
+    "restrict",
+    "golden",
+    "download",
+    "published",
+    "zoo",
+    "checkpoint",
+    "convert",
+    "inference",
+    "calculator",
+    "workflows",
+    "training",
+    "cli",
+    "plugin",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

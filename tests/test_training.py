@@ -26,8 +26,9 @@ from rich.console import Console
 
 pytest.importorskip("lightning")
 
-from ase_equivariant.checkpoint import load_potential, read_header, verify_golden
+from ase_equivariant.checkpoint import load_potential, read_header
 from ase_equivariant.derivatives import predict
+from ase_equivariant.golden import verify_golden
 from ase_equivariant.graph import from_atoms
 from ase_equivariant.training import references
 from ase_equivariant.training.config import Keys, LossConfig, read_config

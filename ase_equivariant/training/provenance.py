@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ase.data import chemical_symbols
 
-from ase_equivariant.checkpoint import golden_structures
+from ase_equivariant.golden import golden_structures
 from ase_equivariant.potential import Potential
 from ase_equivariant.training.config import TrainConfig
 from ase_equivariant.training.data import Structure

@@ -1,0 +1,96 @@
+"""Golden structures: reference results in a model file, so that each load on each machine can prove itself.
+
+They are computed in float64 when the file is made; a calculator recomputes them with its own backend and precision
+before it answers for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import InputError
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_equivariant.derivatives import Prediction, predict
+from ase_equivariant.graph import Graph, from_atoms
+from ase_equivariant.neighbors import count_images
+from ase_equivariant.potential import Potential
+from ase_equivariant.restrict import choose_head
+
+MAX_GOLDEN = 500_000  # edges in all golden structures, each of which counts as 1000 more: seconds of work
+
+
+def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
+    """Reference results in float64 for `metadata["golden"]`: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt)."""
+    exact = potential.astype(torch.float64).cpu().eval()
+    head = choose_head(potential, None)
+    records, effort = [], 0
+    for atoms in structures:
+        graph = _golden_graph(exact, atoms, head)
+        effort = _spend(effort, graph)
+        records.append(
+            {
+                "numbers": atoms.numbers.tolist(),
+                "positions": atoms.positions.tolist(),
+                "cell": atoms.cell.tolist(),
+                "pbc": atoms.pbc.tolist(),
+                "head": head,
+                **{name: value.tolist() for name, value in _results(predict(exact, graph), atoms).items()},
+            }
+        )
+    return records
+
+
+def _golden_graph(potential: Potential, atoms: Atoms, head: str) -> Graph:
+    """The graph of a golden structure, unless a file's cutoff and structure would make it gigantic."""
+    if len(atoms) ** 2 * count_images(atoms.cell.array, atoms.pbc, potential.cutoff) > 100 * MAX_GOLDEN:
+        raise InputError(f"the golden structure {atoms.get_chemical_formula()} of this model is too large to verify")
+    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, head=potential.heads.index(head))
+
+
+def _spend(effort: int, graph: Graph) -> int:
+    """The effort with one more golden structure, while it is small enough for every start of a calculator."""
+    effort += 1000 + graph.n_edges
+    if effort > MAX_GOLDEN:
+        raise InputError("the golden structures of this model are too many or too large to be verified; keep fewer")
+    return effort
+
+
+def verify_golden(
+    potential: Potential, evaluate: Callable[[Graph, bool], Prediction] | None = None
+) -> dict[str, float]:
+    """Largest errors on the golden structures: energy (eV/atom), forces (eV/Å), stress (eV/Å³); empty without any.
+
+    Errors of forces count per 10 eV/Å where forces are larger than that, as single precision is relative.
+    `evaluate(graph, forces)` is the backend to verify; the potential itself by default.
+    """
+    evaluate = evaluate or (lambda graph, forces: predict(potential, graph, forces))
+    errors: dict[str, list[float]] = {}
+    effort = 0
+    try:
+        for record in potential.metadata.get("golden", []):
+            atoms = Atoms(**{key: record[key] for key in ("numbers", "positions", "cell", "pbc")})
+            graph = _golden_graph(potential, atoms, record["head"])
+            effort = _spend(effort, graph)
+            for name, value in _results(evaluate(graph, True), atoms).items():
+                golden = np.array(record[name])
+                per = {"energy": len(atoms), "forces": max(1.0, np.abs(record["forces"]).max() / 10)}.get(name, 1)
+                errors.setdefault(name, []).append(np.abs(value - golden).max() / per)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the golden structures of this model are malformed: {error!r}") from error
+    return {name: float(np.max(values)) for name, values in errors.items()}  # np.max keeps NaN
+
+
+def _results(prediction: Prediction, atoms: Atoms) -> dict[str, np.ndarray]:
+    results = {
+        "energy": prediction.energy[0].cpu().numpy(),
+        "forces": prediction.forces.cpu().numpy(),
+    }
+    if atoms.cell.rank == 3:
+        strain_gradient = prediction.strain_gradient[0].cpu().numpy()
+        results["stress"] = full_3x3_to_voigt_6_stress(strain_gradient / atoms.cell.volume)
+    return results

@@ -1,0 +1,123 @@
+"""Less of a model: some of its elements, some of its heads, with the same numbers for what is left.
+
+Nothing is fitted and nothing is computed: weights that have an axis of species or of heads lose the entries that are
+not wanted. Which weights these are is declared here per architecture; one that is not declared is an error, never a
+guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from ase.calculators.calculator import InputError
+from ase.data import atomic_numbers as number_of
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
+from ase_equivariant.potential import Potential
+
+# names of weights whose first axis is the species, where it has their number: "shared" and agnostic ones have 1
+OF_SPECIES = {
+    "mace": r"embedding|layers\.\d+\.(skip\.maps\.\d+|contraction\.outputs\.\d+\.orders\.\d+)\.weight",
+    "nequip": r"embedding|layers\.\d+\.skip\.maps\.\d+\.weight",
+    "botnet": r"embedding|layers\.\d+\.(skip\.maps\.\d+|radial_weights)\.weight",
+}
+# names of weights with one block per head, and the axis of the blocks
+OF_HEADS = {
+    "mace": {r"readouts\.\d+\.(linear|hidden)\.weight": 1, r"readouts\.\d+\.weight": 0},
+    "nequip": {r"readout\.linear\.weight": 1},
+    "botnet": {r"readouts\.\d+\.(linear|hidden)\.weight": 1, r"readouts\.\d+\.weight": 0},
+}
+
+
+def choose_head(potential: Potential, head: str | None) -> str:
+    """The head called `head`, or the file's default one."""
+    heads = potential.heads
+    chosen = head
+    if head is None:
+        chosen = heads[0] if len(heads) == 1 else potential.metadata.get("default_head")
+    if chosen in heads:
+        return chosen
+    given = f"unknown head {chosen!r}" if chosen is not None else "this model has several heads and no default"
+    raise InputError(f"{given}; choose one of {', '.join(heads)}")
+
+
+def restricted(
+    potential: Potential, elements: Iterable[str] | None = None, heads: Iterable[str] | None = None
+) -> Potential:
+    """The same potential for fewer elements, given by their symbols, or with fewer heads; None keeps all.
+
+    Energies and forces of what is left are those of the whole. Golden structures that do not fit any more are dropped,
+    a default head as well. Raises `InputError` for elements and heads that the model does not have.
+    """
+    species = _chosen_species(potential, elements)
+    names = [choose_head(potential, head) for head in dict.fromkeys(potential.heads if heads is None else heads)]
+    if not names:
+        raise InputError(f"a model needs a head; choose one or more of {', '.join(potential.heads)}")
+    kept = [potential.heads.index(name) for name in names]
+    kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(potential.architecture)]
+    config = asdict(potential.architecture.config)
+    architecture = build_unweighted(
+        kind, {**config, "num_species": len(species), "num_heads": len(kept)}, potential.dtype
+    )
+    weights = {
+        name: _selected(kind, name, value, config, species, kept)
+        for name, value in potential.architecture.state_dict().items()
+    }
+    for name, expected in architecture.state_dict().items():
+        if weights[name].shape != expected.shape:
+            raise InputError(f"this version cannot restrict {kind} models with weights called {name}")
+    architecture.load_state_dict(weights, assign=True)
+    numbers = [potential.atomic_numbers[i] for i in species]
+    return Potential(
+        architecture,
+        atomic_numbers=numbers,
+        heads=names,
+        metadata=_metadata(potential, numbers, names),
+        **{key: getattr(potential, key)[kept][:, species] for key in ("atomic_energies", "scale", "shift")},
+    ).train(potential.training)
+
+
+def _chosen_species(potential: Potential, elements: Iterable[str] | None) -> list[int]:
+    """Indices of the species to keep, in the model's order."""
+    known = potential.atomic_numbers
+    if elements is None:
+        return list(range(len(known)))
+    wanted = list(elements)
+    missing = [symbol for symbol in wanted if number_of.get(symbol) not in known]
+    if missing or not wanted:
+        names = " ".join(chemical_symbols[z] for z in known)
+        given = f"this model does not know {', '.join(missing)}" if missing else "no elements are given"
+        raise InputError(f"{given}; choose from {names}")
+    return sorted({known.index(number_of[symbol]) for symbol in wanted})
+
+
+def _selected(kind: str, name: str, value: Tensor, config: dict, species: list[int], heads: list[int]) -> Tensor:
+    if re.fullmatch(OF_SPECIES[kind], name) and value.shape[0] == config["num_species"]:
+        value = value[species]
+    for pattern, axis in OF_HEADS[kind].items():
+        if re.fullmatch(pattern, name):
+            blocks = value.unflatten(axis, (config["num_heads"], -1)).movedim(axis, 0)
+            value = blocks[heads].movedim(0, axis).flatten(axis, axis + 1)
+    return value.detach().clone()
+
+
+def _metadata(potential: Potential, numbers: list[int], heads: list[str]) -> dict:
+    """All that the model says of itself, less golden structures and a default head that are not in it any more."""
+    metadata = dict(potential.metadata)
+    try:
+        golden = [
+            record
+            for record in metadata.pop("golden", [])
+            if record["head"] in heads and set(record["numbers"]) <= set(numbers)
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the golden structures of this model are malformed: {error!r}") from error
+    if golden:
+        metadata["golden"] = golden
+    if metadata.get("default_head") not in heads:
+        metadata.pop("default_head", None)
+    return metadata
