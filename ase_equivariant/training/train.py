@@ -38,12 +38,16 @@ def train(config_path: Path | str, console: Console | None = None) -> Path:
 
     Raises KeyboardInterrupt after Ctrl-C; the best model and the state of the last finished epoch are then on disk.
     """
-    config_path, console = Path(config_path), console or Console()
-    config, raw = read_config(config_path)
-    folder = config_path.parent / config.output
+    config, raw = read_config(Path(config_path))
+    return train_as(config, raw, Path(config_path).parent, console or Console())
+
+
+def train_as(config: TrainConfig, raw: dict, root: Path, console: Console) -> Path:
+    """`train` with a configuration that was read before, as `raw` and parsed; its paths are relative to `root`."""
+    folder = root / config.output
     path = folder / f"{config.name}.safetensors"
-    sets = load_sets(config, config_path.parent)
-    potential = initial_potential(config, sets, config_path.parent)
+    sets = load_sets(config, root)
+    potential = initial_potential(config, sets, root)
     announce(console, config, sets, potential)
     try:
         folder.mkdir(parents=True, exist_ok=True)
