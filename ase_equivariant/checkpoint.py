@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,9 +24,12 @@ from ase.calculators.calculator import InputError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ase_equivariant import __version__
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
+from ase_equivariant.golden import golden_probes
 from ase_equivariant.importers import import_model, recognises
 from ase_equivariant.potential import Potential
+from ase_equivariant.storage import cache_folder, keep, read_file, write_atomically
 from ase_equivariant.zoo import resolve
 
 FORMAT_VERSION = 1
@@ -47,38 +49,10 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
     write_atomically(to_bytes(potential), path)
 
 
-def write_atomically(data: bytes, path: str | os.PathLike) -> None:
-    """Write a whole file or nothing: on a full disk or a kill, what was there before stays."""
-    path = Path(path).resolve()
-    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
-        raise InputError(f"cannot write {path}: it is not a regular file; give the name of a file")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
 def load_potential(path_or_name: str | os.PathLike) -> Potential:
     """Read a potential from a file, or a shipped one by its name; in eval mode, in the precision it was saved in."""
     path = resolve(path_or_name)
     return from_bytes(read_file(path), str(path))
-
-
-def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except MemoryError:
-        raise InputError(f"cannot read {path}: its {path.stat().st_size} bytes do not fit into memory") from None
 
 
 def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:
@@ -125,8 +99,11 @@ def describe(potential: Potential) -> dict[str, Any]:
 
 def from_bytes(data: bytes, source: str = "model data") -> Potential:
     """The potential in the content of a model file, ours or one that `importers` knows; `source` names it in errors."""
-    if recognises(data):
-        return _import(data, source)
+    return _import(data, source) if recognises(data) else _parse(data, source)
+
+
+def _parse(data: bytes, source: str) -> Potential:
+    """The potential in a file of our own format."""
     header = _read_header(BytesIO(data), len(data), source)
     try:
         tensors = safetensors.torch.load(data)
@@ -138,12 +115,42 @@ def from_bytes(data: bytes, source: str = "model data") -> Potential:
 
 
 def _import(data: bytes, source: str) -> Potential:
+    """A model of another package, converted once: the cache keeps it as a file of ours, which proves itself."""
+    digest = hashlib.sha256(data).hexdigest()
+    copy = cache_folder("converted") / f"{digest}-{_converter()}.safetensors"
     try:
-        potential = import_model(data)
+        potential = _parse(copy.read_bytes(), str(copy))
+    except (InputError, OSError):  # there is none, or it is damaged
+        potential = _convert(data, source)
+        potential.metadata["provenance"] = {
+            **potential.metadata.get("provenance", {}),
+            "source_sha256": digest,
+            "converted_by": f"ase-equivariant {__version__}",
+        }
+        keep(to_bytes(potential), copy)
+    potential.metadata["name"] = Path(source).stem
+    potential.metadata["provenance"]["source_file"] = Path(source).name
+    return potential
+
+
+def _convert(data: bytes, source: str) -> Potential:
+    try:
+        potential = import_model(data).eval()
     except ValueError as error:
         raise InputError(f"cannot import {source}: {error}; nothing in it was executed") from error
-    potential.metadata["name"] = Path(source).stem
-    return potential.eval()
+    potential.metadata["golden"] = golden_probes(potential)
+    return potential
+
+
+@cache
+def _converter() -> str:
+    """What a conversion depends on besides the file: this version, and its code while that is being worked on."""
+    digest = hashlib.sha256(__version__.encode())
+    folder = Path(__file__).parent
+    for part in ("importers", "architectures", "nn"):
+        for file in sorted((folder / part).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _read_header(file: BinaryIO, size: int, source: str) -> dict[str, Any]:

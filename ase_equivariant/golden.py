@@ -7,12 +7,14 @@ before it answers for the first time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import InputError
+from ase.data import covalent_radii
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equivariant.derivatives import Prediction, predict
@@ -24,12 +26,16 @@ from ase_equivariant.restrict import choose_head
 MAX_GOLDEN = 500_000  # edges in all golden structures, each of which counts as 1000 more: seconds of work
 
 
-def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list[dict[str, Any]]:
-    """Reference results in float64 for `metadata["golden"]`: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt)."""
+def golden_structures(
+    potential: Potential, structures: Sequence[Atoms], heads: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Reference results in float64 for `metadata["golden"]`: energy (eV), forces (eV/Å), stress (eV/Å³, Voigt).
+
+    `heads` has one for each structure; the potential's default head answers by default.
+    """
     exact = potential.astype(torch.float64).cpu().eval()
-    head = choose_head(potential, None)
     records, effort = [], 0
-    for atoms in structures:
+    for atoms, head in zip(structures, heads or [choose_head(potential, None)] * len(structures)):
         graph = _golden_graph(exact, atoms, head)
         effort = _spend(effort, graph)
         records.append(
@@ -43,6 +49,40 @@ def golden_structures(potential: Potential, structures: Sequence[Atoms]) -> list
             }
         )
     return records
+
+
+def golden_probes(potential: Potential) -> list[dict[str, Any]]:
+    """Golden structures for a model that comes without any: a molecule and a crystal of its own elements, every head.
+
+    Bonds are of the length that covalent radii suggest, so that forces are ordinary for any model.
+    """
+    numbers, heads = potential.atomic_numbers, potential.heads
+    structures = [_chain(numbers[:: 1 + (len(numbers) - 1) // 8]), _crystal(numbers[0], numbers[-1])]
+    count = max(len(structures), len(heads))
+    return golden_structures(
+        potential, [structures[i % 2] for i in range(count)], [heads[i % len(heads)] for i in range(count)]
+    )
+
+
+def _chain(numbers: Sequence[int]) -> Atoms:
+    """A zigzag of single bonds that does not lie in a plane."""
+    positions = [np.zeros(3)]
+    for i, pair in enumerate(pairwise(numbers)):
+        direction = np.array([0.8, 0.6 * (-1) ** i, 0.1 * i])
+        positions.append(positions[-1] + _bond(*pair) * direction / np.linalg.norm(direction))
+    return Atoms(numbers, positions)
+
+
+def _crystal(first: int, second: int) -> Atoms:
+    """The structure of caesium chloride, sheared, with one atom out of its place."""
+    a = 2 / 3**0.5 * _bond(first, second)
+    atoms = Atoms([first, second], scaled_positions=[[0, 0, 0], [0.5, 0.48, 0.53]], cell=a * np.eye(3), pbc=True)
+    atoms.set_cell(atoms.cell @ np.array([[1, 0.05, 0], [0, 1, 0.02], [0, 0, 1.03]]), scale_atoms=True)
+    return atoms
+
+
+def _bond(first: int, second: int) -> float:
+    return max(1.1 * (covalent_radii[first] + covalent_radii[second]), 1.8)
 
 
 def _golden_graph(potential: Potential, atoms: Atoms, head: str) -> Graph:

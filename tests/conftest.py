@@ -11,6 +11,13 @@ from ase_equivariant import EquivariantCalculator, save_potential
 from ase_equivariant.graph import concatenate, from_atoms
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_test_uses_the_user_s_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=TINY, scope="session")
 def architecture(request):
     return request.param
