@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ase_equivariant import __version__
+from ase_equivariant.cli.ablate import ablate
 from ase_equivariant.cli.evaluate import evaluate
 from ase_equivariant.cli.export import export
 from ase_equivariant.cli.info import info
@@ -23,7 +24,7 @@ from ase_equivariant.cli.show import harmless
 from ase_equivariant.cli.train import train
 
 app = typer.Typer(name="ase-equivariant", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (models, info, evaluate, relax, md, train, export):
+for command in (models, info, evaluate, relax, md, train, ablate, export):
     app.command()(command)
 
 
