@@ -103,7 +103,7 @@ class _Kernels:
 
     def __init__(self, convolution: Convolution):
         couplings = convolution.couplings.double().numpy()
-        self.paths = _paths(convolution, couplings)
+        self.paths = paths_of(convolution, couplings)
         self.coefficients = np.array([entry[-1] for path in self.paths for entry in path.entries])
         self.shapes = {"in": sum(convolution.blocks_in), "out": convolution.irreps_out.dim}
 
@@ -144,7 +144,7 @@ class _Kernels:
 
 
 @dataclass(frozen=True)
-class _Path:
+class Path:
     """Where one path reads and writes: flat offsets, strides between components, and its coupling's entries."""
 
     width: int
@@ -155,7 +155,7 @@ class _Path:
     entries: tuple[tuple[int, int, int, float], ...]  # m3, m1, harmonic, coefficient
 
 
-def _paths(convolution: Convolution, couplings: np.ndarray) -> tuple[_Path, ...]:
+def paths_of(convolution: Convolution, couplings: np.ndarray) -> tuple[Path, ...]:
     starts_in = np.cumsum([0, *convolution.blocks_in])
     starts_out = [s.start for s in convolution.irreps_out.slices()]
     filled = [0] * len(starts_out)
@@ -169,7 +169,7 @@ def _paths(convolution: Convolution, couplings: np.ndarray) -> tuple[_Path, ...]
         entries = tuple((m3, m1, m2, dense[m2, m3, m1]) for m2, m3, m1 in nonzero)
         start_out = starts_out[target] + filled[target]
         paths.append(
-            _Path(width, int(starts_in[source]), start_out, convolution.irreps_out[target].mul, weight, entries)
+            Path(width, int(starts_in[source]), start_out, convolution.irreps_out[target].mul, weight, entries)
         )
         filled[target] += width
         column, weight = column + dim_out * dim_in, weight + width
@@ -197,7 +197,7 @@ _HEADS = {
 
 
 @cache
-def _compile(name: str, paths: tuple[_Path, ...]) -> Callable:
+def _compile(name: str, paths: tuple[Path, ...]) -> Callable:
     """Generate a kernel over the rows [start, end) and compile it; it runs without the interpreter lock."""
     kind = "by_edge" if name.startswith("by_edge") else name
     arguments, opening = _HEADS[kind]
@@ -212,7 +212,7 @@ def _compile(name: str, paths: tuple[_Path, ...]) -> Callable:
     return numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz"})(namespace[name])
 
 
-def _body(name: str, path: _Path, first: int) -> list[str]:
+def _body(name: str, path: Path, first: int) -> list[str]:
     """Source of one path: contract the harmonics with the coupling once, then run over the channels."""
     terms: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for number, (m3, m1, m2, _) in enumerate(path.entries, first):
