@@ -32,7 +32,7 @@ def parser(doc: str, model: bool = True, data: bool = False) -> argparse.Argumen
     return arguments
 
 
-def calculator(model: str, dtype: str = "float64") -> EquivariantCalculator:
+def calculator(model: str | Path, dtype: str = "float64") -> EquivariantCalculator:
     """The model on the CPU."""
     return EquivariantCalculator(model, device="cpu", dtype=dtype)
 
@@ -45,16 +45,24 @@ def table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
 
 def write(folder: Path, name: str, result: dict, markdown: str, model: str | None = None) -> None:
     """Write `name.json` and `name.md`, with the command, versions and the model's fingerprint, and print the table."""
+    about = record(folder, name, result, model)
+    origin = f"`{about['command']}`"
+    if model:
+        origin += f", model `{about['model']['name']}` {about['model']['sha256'][:12]}"
+    (folder / f"{name}.md").write_text(f"{markdown}\n{origin}\n")
+    print(markdown)
+
+
+def record(folder: Path, name: str, result: dict, model: str | Path | None = None) -> dict:
+    """Write `name.json`, and return what it says about how it was made."""
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
-    command = " ".join(["python", str(script), *sys.argv[1:]])
-    about = {"command": command, "versions": _versions(), "machine": platform.machine()}
+    about = {"command": " ".join(["python", str(script), *sys.argv[1:]]), "versions": _versions()}
+    about["machine"] = platform.machine()
     if model:
         about["model"] = {"name": Path(model).stem, "sha256": hashlib.sha256(resolve(model).read_bytes()).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({**about, **result}, indent=2, ensure_ascii=False) + "\n")
-    origin = f"`{command}`" + (f", model `{about['model']['name']}` {about['model']['sha256'][:12]}" if model else "")
-    (folder / f"{name}.md").write_text(f"{markdown}\n{origin}\n")
-    print(markdown)
+    return about
 
 
 def _versions() -> dict[str, str]:
