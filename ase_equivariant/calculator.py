@@ -70,7 +70,8 @@ class EquivariantCalculator(Calculator):
 
     Parameters
     ----------
-    model : name of a shipped model, path of a model file, or a `Potential` (which is copied)
+    model : name of a shipped or published model, path of a model file of this package or another, or a `Potential`
+        (which is copied)
     device : "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:0", "cuda:1", …
     dtype : "float32" or "float64", precision of the network; geometry and energy sums are always float64
     backend : "auto", or one of `inference.BACKENDS`; kept for the calculator's life
@@ -233,7 +234,7 @@ def _find_model(model: str | os.PathLike | Potential) -> tuple[str | None, Poten
         return None, model, None
     path = resolve(model)
     data = read_file(path)
-    name = model if model in available_models() else str(path.resolve())
+    name = model if model in available_models(published=True) else str(path.resolve())
     return name, from_bytes(data, str(path)), hashlib.sha256(data).hexdigest()
 
 

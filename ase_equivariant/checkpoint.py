@@ -29,6 +29,7 @@ from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.golden import golden_probes
 from ase_equivariant.importers import import_model, recognises
 from ase_equivariant.potential import Potential
+from ase_equivariant.published import facts
 from ase_equivariant.storage import cache_folder, keep, read_file, write_atomically
 from ase_equivariant.zoo import resolve
 
@@ -50,9 +51,12 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
 
 
 def load_potential(path_or_name: str | os.PathLike) -> Potential:
-    """Read a potential from a file, or a shipped one by its name; in eval mode, in the precision it was saved in."""
+    """Read a potential from a file, or one by its name; in eval mode, in the precision it was saved in."""
     path = resolve(path_or_name)
-    return from_bytes(read_file(path), str(path))
+    potential = from_bytes(read_file(path), str(path))
+    for key, value in facts(path_or_name).items():
+        potential.metadata.setdefault(key, value)
+    return potential
 
 
 def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Shipped models: from a name to the file that holds it."""
+"""Models by name, shipped with this package or published elsewhere: from a name to the file that holds it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,35 @@ from pathlib import Path
 
 from ase.calculators.calculator import InputError
 
+from ase_equivariant.published import obtain, published_models
+
 PACKAGE = Path(__file__).parent
 # inside the package in a wheel, beside it in the source tree and in an editable install
 MODELS = next((p for p in (PACKAGE / "models", PACKAGE.parent / "models") if p.is_dir()), PACKAGE / "models")
 SUFFIX = ".safetensors"
 
 
-def available_models() -> list[str]:
-    """Names of the models shipped with this package, sorted; all of them work offline."""
-    return sorted(path.stem for path in MODELS.glob(f"*{SUFFIX}"))
+def available_models(published: bool = False) -> list[str]:
+    """Names of the models shipped with this package, sorted; all of them work offline.
+
+    With `published`, also of those that are downloaded when they are first asked for.
+    """
+    shipped = sorted(path.stem for path in MODELS.glob(f"*{SUFFIX}"))
+    return shipped + published_models() if published else shipped
 
 
 def resolve(name_or_path: str | os.PathLike) -> Path:
-    """The file that belongs to the name of a shipped model, or to a path.
+    """The file that belongs to the name of a shipped or published model, or to a path; it is downloaded if need be.
 
-    A shipped name wins over a file of the same name; write `./name` for the file.
+    A name wins over a file of the same name; write `./name` for the file.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise InputError(f"a model is given by its name or by the path of its file, not by {name_or_path!r}")
     names = available_models()
     if name_or_path in names:
         return MODELS / f"{name_or_path}{SUFFIX}"
+    if name_or_path in published_models():
+        return obtain(name_or_path)
     path = Path(name_or_path).expanduser()
     if os.path.isfile(path):  # false, not an error, for names that no file can have
         return path
@@ -36,9 +44,12 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
         raise InputError(f"{path} is a directory; give a model file or one of the shipped models: {_listed(names)}")
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"there is no model file {path}{_closest_file(path, names)}")
-    close = get_close_matches(path.name.lower(), names, n=3, cutoff=0.5)
+    close = get_close_matches(path.name.lower(), available_models(published=True), n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise InputError(f"unknown model {str(path)!r}{hint} (shipped: {_listed(names)}; or give the path of a file)")
+    raise InputError(
+        f"unknown model {str(path)!r}{hint} (shipped: {_listed(names)}; or give the path of a file; "
+        "`ase-equivariant models` lists the published ones)"
+    )
 
 
 def _listed(names: list[str]) -> str:
