@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict
 
+import torch
 from ase.calculators.calculator import InputError
 from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
@@ -19,15 +20,18 @@ from torch import Tensor
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.potential import Potential
 
-# names of weights whose first axis is the species, where it has their number: "shared" and agnostic ones have 1
+# names of weights whose first axis is the species; where a setting makes them the same for all species, they stay
 OF_SPECIES = {
-    "mace": r"embedding|layers\.\d+\.(skip\.maps\.\d+|contraction\.outputs\.\d+\.orders\.\d+)\.weight",
+    "mace": r"embedding|layers\.\d+\.(skip\.maps\.\d+\.weight|contraction\.[\w.]+\.weight|\w+\.(sent|received))",
     "nequip": r"embedding|layers\.\d+\.skip\.maps\.\d+\.weight",
     "botnet": r"embedding|layers\.\d+\.(skip\.maps\.\d+|radial_weights)\.weight",
 }
 # names of weights with one block per head, and the axis of the blocks
 OF_HEADS = {
-    "mace": {r"readouts\.\d+\.(linear|hidden)\.weight": 1, r"readouts\.\d+\.weight": 0},
+    "mace": {
+        r"readouts\.\d+\.(linear|hidden|first)\.weight": 1,
+        r"readouts\.\d+\.(weight|second|second_bias|bias)": 0,
+    },
     "nequip": {r"readout\.linear\.weight": 1},
     "botnet": {r"readouts\.\d+\.(linear|hidden)\.weight": 1, r"readouts\.\d+\.weight": 0},
 }
@@ -60,15 +64,12 @@ def restricted(
     kept = [potential.heads.index(name) for name in names]
     kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(potential.architecture)]
     config = asdict(potential.architecture.config)
-    architecture = build_unweighted(
-        kind, {**config, "num_species": len(species), "num_heads": len(kept)}, potential.dtype
-    )
-    weights = {
-        name: _selected(kind, name, value, config, species, kept)
-        for name, value in potential.architecture.state_dict().items()
-    }
-    for name, expected in architecture.state_dict().items():
-        if weights[name].shape != expected.shape:
+    architecture = build_unweighted(kind, _smaller(config, species, kept), potential.dtype)
+    weights = {}
+    for name, value in potential.architecture.state_dict().items():
+        shape = architecture.state_dict()[name].shape
+        weights[name] = _selected(kind, name, value, shape, config["num_heads"], species, kept)
+        if weights[name].shape != shape:
             raise InputError(f"this version cannot restrict {kind} models with weights called {name}")
     architecture.load_state_dict(weights, assign=True)
     numbers = [potential.atomic_numbers[i] for i in species]
@@ -95,12 +96,27 @@ def _chosen_species(potential: Potential, elements: Iterable[str] | None) -> lis
     return sorted({known.index(number_of[symbol]) for symbol in wanted})
 
 
-def _selected(kind: str, name: str, value: Tensor, config: dict, species: list[int], heads: list[int]) -> Tensor:
-    if re.fullmatch(OF_SPECIES[kind], name) and value.shape[0] == config["num_species"]:
+def _smaller(config: dict, species: list[int], heads: list[int]) -> dict:
+    """The config of the restricted architecture; tables of species in it are those of the distances it knows."""
+    smaller = {**config, "num_species": len(species), "num_heads": len(heads)}
+    if config.get("covalent_radii"):
+        smaller["covalent_radii"] = [config["covalent_radii"][i] for i in species]
+    if config.get("pair_repulsion"):
+        smaller["pair_repulsion"] = {
+            **config["pair_repulsion"],
+            "radii": [config["pair_repulsion"]["radii"][i] for i in species],
+        }
+    return smaller
+
+
+def _selected(
+    kind: str, name: str, value: Tensor, shape: torch.Size, num_heads: int, species: list[int], heads: list[int]
+) -> Tensor:
+    if re.fullmatch(OF_SPECIES[kind], name) and value.shape[0] != shape[0]:
         value = value[species]
     for pattern, axis in OF_HEADS[kind].items():
         if re.fullmatch(pattern, name):
-            blocks = value.unflatten(axis, (config["num_heads"], -1)).movedim(axis, 0)
+            blocks = value.unflatten(axis, (num_heads, -1)).movedim(axis, 0)
             value = blocks[heads].movedim(0, axis).flatten(axis, axis + 1)
     return value.detach().clone()
 
