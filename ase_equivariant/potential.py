@@ -1,8 +1,9 @@
-"""Potential: an architecture with its reference energies and its scale and shift.
+"""Potential: an architecture with its reference energies, its scale and shift, and a pair repulsion if it has one.
 
-    E_i = E0[h, z_i] + scale[h, z_i] · ε_i[h] + shift[h, z_i]
+    E_i = E0[h, z_i] + scale[h, z_i] · (ε_i[h] + V_i) + shift[h, z_i]
 
-with ε_i the architecture's node energy, z_i the atom's species and h the head. The sum is float64 whatever the
+with ε_i the architecture's node energy, z_i the atom's species and h the head. The pair repulsion V_i, which the
+architecture's config describes, may also stand outside the scale. The sum is float64 whatever the
 network's precision: E0 is thousands of eV, forces live in the last digits of ε.
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ase_equivariant.nn.pair_repulsion import ZBL
 
 
 class Potential(torch.nn.Module):
@@ -50,6 +53,8 @@ class Potential(torch.nn.Module):
             if table.shape != shape:
                 raise ValueError(f"{name} has shape {tuple(table.shape)}; it must be (heads, species) = {shape}")
             self.register_buffer(name, table)
+        repulsion = getattr(architecture.config, "pair_repulsion", None)
+        self.pair_repulsion = None if repulsion is None else ZBL(repulsion, self.atomic_numbers, self.cutoff)
 
     @property
     def metadata(self) -> dict:
@@ -86,5 +91,12 @@ class Potential(torch.nn.Module):
         """
         outputs = self.architecture(vectors, species, senders, receivers)  # [n_nodes, n_heads]
         node_energies = outputs.gather(1, heads.unsqueeze(1)).squeeze(1).to(torch.float64)
-        scaled = self.scale[heads, species] * node_energies
-        return self.atomic_energies[heads, species] + scaled + self.shift[heads, species]
+        scale = self.scale[heads, species]
+        constant = self.atomic_energies[heads, species] + self.shift[heads, species]
+        if self.pair_repulsion is not None:
+            repulsion = self.pair_repulsion(vectors, species, senders, receivers)
+            if self.pair_repulsion.scaled:
+                node_energies = node_energies + repulsion
+            else:
+                constant = constant + repulsion
+        return constant + scale * node_energies

@@ -22,7 +22,14 @@ BAD = {
     **dict.fromkeys(["cutoff", "avg_num_neighbors"], [0, -1.0, math.nan, math.inf, "4", None]),
     "radial_mlp": [64, "64", [0], [16, 1.5], None],
     "l_max": [-1, 12, 2.0, "2", None],
-    "correlation": [0, 5, 2.0, "3"],
+    "correlation": [0, 5, 2.0, "3", [2, 2, 2], [3, 0], []],
+    **dict.fromkeys(["trainable_bessel", "apply_cutoff", "agnostic_product", "parity", "last_readout_only"], [1, None]),
+    **dict.fromkeys(["radial_basis", "distance_transform", "readout"], ["Bessel", "", None]),
+    "transform_constants": [[1.0], "none", None],
+    "covalent_radii": [[0.3, 0.7], 1.0, None],  # there is no transform that would need them
+    "edge_irreps_first": ["4x0e+4x1o", "4x1o", "all", None],
+    "edge_irreps": ["4x1o", "4x0e+4x2e", "all", None],
+    "pair_repulsion": [{}, {"radii": [0.3]}, {"decay": 1.0, "radii": [0.3, 0.7]}, [0.3, 0.7], True],
     "interaction_first": ["Residual", "", None],
     "interaction": ["gated", []],
     "hidden_irreps": [

@@ -6,10 +6,18 @@
     h'_i = W m_i (+ W_{z_i} h_i)                             update                  eq. (12)
     E_i  = Σ_t readout_t(h^t_i)                              linear, at last an MLP  eq. (13)
 
-Two kinds of interaction: "residual" adds the species-dependent linear map of h_i as above; "nonresidual" applies a
-species-dependent linear map to A_i instead, so that an atom without neighbours has no energy of interaction at all.
-The sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄: the same functions, but
-products of A_i start at order one and are learned from the first step.
+Kinds of interaction, in the first layer and in the later ones:
+
+    "nonresidual"         a species-dependent linear map of A_i and no W_{z_i} h_i: an atom without neighbours has no
+                          energy of interaction at all
+    "residual"            as above
+    "density"             "nonresidual" and "density_residual" "residual", with A_i = W Σ_j … / (1 + ρ_i) for a smooth
+    "density_residual"    number of neighbours ρ_i = Σ_j tanh((w · e(r_ij))²)
+    "attention_residual"  R sees scalars of h_i and h_j too; the skip is the same for all species
+    "nonlinear"           R and ρ see both species; A_i = W' gate(W Σ_j … / (α + β ρ_i) + W" h_i); the skip as above
+
+Elsewhere the sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄: the same
+functions, but products of A_i start at order one and are learned from the first step.
 """
 
 from __future__ import annotations
@@ -20,16 +28,34 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from ase_equivariant.architectures.validation import INTERACTIONS, check_choice, check_common, parsed, require, whole
-from ase_equivariant.nn.contraction import SymmetricContraction
-from ase_equivariant.nn.convolution import Convolution
+from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
+from ase_equivariant.architectures.validation import (
+    check_choice,
+    check_common,
+    check_flag,
+    check_repulsion,
+    parsed,
+    require,
+    whole,
+)
 from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
-from ase_equivariant.nn.linear import Linear, SpeciesLinear, normal_parameter
-from ase_equivariant.nn.radial import RadialBasis, RadialMLP
-from ase_equivariant.nn.readout import LinearReadout, MLPReadout
+from ase_equivariant.nn.linear import normal_parameter
+from ase_equivariant.nn.pair_repulsion import ZBLConfig
+from ase_equivariant.nn.radial import RadialBasis
+from ase_equivariant.nn.readout import BiasReadout, LinearReadout, MLPReadout, NoReadout
+from ase_equivariant.nn.transforms import CONSTANTS, DistanceTransform
 
 MAX_COUPLING = 4_000_000  # entries of a dense coupling tensor; more takes minutes and gigabytes to set up
+CHOICES = {
+    **dict.fromkeys(
+        ("interaction_first", "interaction"),
+        ("nonresidual", "residual", "density", "density_residual", "attention_residual", "nonlinear"),
+    ),
+    "radial_basis": ("bessel", "gaussian", "chebyshev"),
+    "distance_transform": ("none", *CONSTANTS),
+    "readout": ("mlp", "bias_mlp", "linear"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,29 +69,89 @@ class MACEConfig:
     l_max: int = 3  # of the edges' harmonics
     hidden_irreps: str = "64x0e+64x1o"  # of the messages between layers; equal channels
     num_interactions: int = 2
-    correlation: int = 3  # order of the product ν; body order ν + 1
+    correlation: int | tuple[int, ...] = 3  # order of the product ν, or one per layer; body order ν + 1
     interaction_first: str = "nonresidual"
     interaction: str = "residual"  # of the later layers
     readout_mlp: int = 16  # hidden width of the last readout
     num_heads: int = 1
+    radial_basis: str = "bessel"
+    trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
+    distance_transform: str = "none"  # of the distance that the radial basis sees
+    transform_constants: tuple[float, ...] = ()  # of the transform, none for the usual ones
+    covalent_radii: tuple[float, ...] = ()  # Å, one per species, for the transform
+    apply_cutoff: bool = True  # envelope on the radial basis; False puts it on the radial network's output
+    edge_irreps_first: str = ""  # of what is sent along edges in the first layer, and
+    edge_irreps: str = ""  # in the later ones; all the node has where empty
+    agnostic_product: bool = False  # weights of the products are the same for all species
+    parity: bool = True  # False ignores the inversion: all features are even
+    readout: str = "mlp"  # of the last layer
+    last_readout_only: bool = False
+    pair_repulsion: ZBLConfig | None = None  # which the potential adds
 
     def __post_init__(self):
         check_common(self)
         require(whole(self.readout_mlp, 1), self, "readout_mlp", "a whole number >= 1")
-        require(whole(self.correlation, 1, 4), self, "correlation", "a whole number from 1 to 4")
-        for name in ("interaction_first", "interaction"):
-            check_choice(self, name, INTERACTIONS)
+        for name, choices in CHOICES.items():
+            check_choice(self, name, choices)
+        for name in ("trainable_bessel", "apply_cutoff", "agnostic_product", "parity", "last_readout_only"):
+            check_flag(self, name)
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
-        require(_suits_messages(self.hidden_irreps, self.l_max), self, "hidden_irreps", rule)
-        entries = (self.l_max + 1) ** (2 * self.correlation) * sum(ir.dim for _, ir in parse_irreps(self.hidden_irreps))
+        require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
+        check_repulsion(self)
+        self._check_edges()
+        self._check_transform()
+        orders = self.correlation if isinstance(self.correlation, list | tuple) else (self.correlation,)
+        proper = len(orders) in (1, self.num_interactions) and all(whole(order, 1, 4) for order in orders)
+        require(proper, self, "correlation", "a whole number from 1 to 4, or a list of one per layer")
+        if isinstance(self.correlation, list):
+            object.__setattr__(self, "correlation", tuple(self.correlation))
+        entries = (self.l_max + 1) ** (2 * max(orders)) * sum(ir.dim for _, ir in parse_irreps(self.hidden_irreps))
         rule = f"less with l_max = {self.l_max} and hidden_irreps = {self.hidden_irreps!r}, or these smaller"
         require(entries <= MAX_COUPLING, self, "correlation", rule)
 
+    def _check_edges(self) -> None:
+        kinds = {"edge_irreps_first": ["0e"], "edge_irreps": [str(ir) for _, ir in parsed(self.hidden_irreps)]}
+        for name, allowed in kinds.items():
+            sent = [str(ir) for _, ir in parsed(getattr(self, name))]
+            rule = f"empty, or a list of irreps from {' '.join(allowed)}, 0e first"
+            proper = sent[:1] == ["0e"] and set(sent) <= set(allowed)
+            require(getattr(self, name) == "" or proper, self, name, rule)
 
-def _suits_messages(text: object, l_max: int) -> bool:
+    def _check_transform(self) -> None:
+        counts = {
+            "transform_constants": (0, len(CONSTANTS.get(self.distance_transform, ()))),
+            "covalent_radii": (0 if self.distance_transform == "none" else self.num_species,),
+        }
+        for name, lengths in counts.items():
+            numbers = getattr(self, name)
+            proper = isinstance(numbers, list | tuple) and len(numbers) in lengths
+            proper = proper and all(isinstance(x, int | float) and 0 < x < 1000 for x in numbers)
+            rule = f"a list of {' or '.join(map(str, lengths))} positive numbers"
+            require(proper, self, name, f"{rule} with distance_transform = {self.distance_transform!r}")
+            object.__setattr__(self, name, tuple(numbers))
+
+    @property
+    def correlations(self) -> tuple[int, ...]:
+        """The order of the product in each layer."""
+        orders = self.correlation if isinstance(self.correlation, tuple) else (self.correlation,)
+        return orders if len(orders) == self.num_interactions else orders * self.num_interactions
+
+    @property
+    def product_species(self) -> int:
+        """How many species the weights of the products tell apart."""
+        return 1 if self.agnostic_product else self.num_species
+
+    @property
+    def tabulable(self) -> bool:
+        """Whether what enters the radial networks is a function of the distance alone, and enters nothing else."""
+        kinds = {self.interaction_first, self.interaction}
+        return self.distance_transform == "none" and self.apply_cutoff and kinds <= {"residual", "nonresidual"}
+
+
+def _suits_messages(text: object, config: MACEConfig) -> bool:
     """Scalars first, since readouts take block 0; equal channels and natural parity, since products do."""
     hidden = parsed(text)
-    allowed = [ir for _, ir in harmonics_irreps(l_max)]
+    allowed = [ir for _, ir in harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)]
     kinds = [ir for _, ir in hidden]
     return kinds[:1] == allowed[:1] and len({mul for mul, _ in hidden}) == 1 and all(ir in allowed for ir in kinds)
 
@@ -79,23 +165,34 @@ class MACE(torch.nn.Module):
         generator = torch.Generator().manual_seed(seed)
         hidden = parse_irreps(config.hidden_irreps)
         scalars = o3.Irreps([(hidden.count("0e"), "0e")])
-        self.embedding = normal_parameter((config.num_species, hidden.count("0e")), generator)
+        self.embedding = normal_parameter((config.num_species, scalars.dim), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
-        self.radial = RadialBasis(config.cutoff, config.num_bessel, config.envelope_power)
+        self.radial = RadialBasis(
+            config.cutoff,
+            config.num_bessel,
+            config.envelope_power,
+            config.trainable_bessel,
+            config.radial_basis,
+            config.apply_cutoff,
+        )
+        self.transform = None
+        if config.distance_transform != "none":
+            constants = config.transform_constants, config.covalent_radii
+            self.transform = DistanceTransform(config.distance_transform, *constants)
+        self.late_envelope = not config.apply_cutoff
+        kinds = {config.interaction_first, config.interaction}
+        self.stepped = config.apply_cutoff and not kinds.isdisjoint(("attention_residual", "nonlinear"))
         self.layers = torch.nn.ModuleList()
         self.readouts = torch.nn.ModuleList()
         irreps_in = scalars
-        for t in range(config.num_interactions):
+        for t, correlation in enumerate(config.correlations):
             last = t == config.num_interactions - 1
             irreps_out = scalars if last else hidden
             kind = config.interaction_first if t == 0 else config.interaction
-            self.layers.append(Layer(config, irreps_in, irreps_out, kind, generator))
-            channels = scalars.dim
-            self.readouts.append(
-                MLPReadout(channels, config.readout_mlp, config.num_heads, generator)
-                if last
-                else LinearReadout(channels, config.num_heads, generator)
-            )
+            irreps_edge = parsed(config.edge_irreps_first if t == 0 else config.edge_irreps) or irreps_in
+            parts = (irreps_in, irreps_edge, irreps_out, correlation, generator)
+            self.layers.append(NonlinearLayer(config, *parts) if kind == "nonlinear" else Layer(config, kind, *parts))
+            self.readouts.append(_readout(config, scalars.dim, last, generator))
             irreps_in = irreps_out
 
     def forward(self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor) -> Tensor:
@@ -106,53 +203,30 @@ class MACE(torch.nn.Module):
         """Each layer's share of the node energies, [n_nodes, num_interactions, num_heads]."""
         vectors = vectors.to(self.embedding.dtype)
         edge_attrs = self.harmonics(vectors)
-        edge_feats = self.radial(torch.linalg.vector_norm(vectors, dim=1))
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        if self.transform is None:
+            edge_feats = self.radial(lengths)
+        else:
+            transformed = self.transform(lengths, species.index_select(0, senders), species.index_select(0, receivers))
+            edge_feats = self.radial(lengths, transformed)
+        envelope: Tensor | None = None
+        if self.late_envelope:
+            envelope = self.radial.envelope(lengths).unsqueeze(-1)
+        elif self.stepped:  # these radial networks do not vanish where the radial basis does
+            envelope = (lengths < self.radial.cutoff).to(lengths.dtype).unsqueeze(-1)
         node_feats = [self.embedding.index_select(0, species).unsqueeze(1)]
         energies: list[Tensor] = []
         for layer, readout in zip(self.layers, self.readouts):
-            node_feats = layer(node_feats, species, edge_attrs, edge_feats, senders, receivers)
+            node_feats = layer(node_feats, species, edge_attrs, edge_feats, envelope, senders, receivers)
             energies.append(readout(node_feats[0].squeeze(1)))
         return torch.stack(energies, 1)
 
 
-class Layer(torch.nn.Module):
-    """One interaction and its product: node features in, node features out."""
-
-    def __init__(
-        self, config: MACEConfig, irreps_in: o3.Irreps, irreps_out: o3.Irreps, kind: str, generator: torch.Generator
-    ):
-        super().__init__()
-        self.residual = kind == "residual"
-        self.norm = config.avg_num_neighbors**-0.5
-        density = harmonics_irreps(config.l_max, irreps_out[0].mul)
-        self.linear_up = Linear(irreps_in, irreps_in, generator)
-        self.convolution = Convolution(irreps_in, config.l_max, density)
-        widths = (config.num_bessel, *config.radial_mlp, self.convolution.num_weights)
-        self.radial_mlp = RadialMLP(widths, generator)
-        self.linear = Linear(self.convolution.irreps_out, density, generator)
-        skipped = (irreps_in, irreps_out) if self.residual else (density, density)
-        self.skip = SpeciesLinear(config.num_species, *skipped, generator)
-        self.contraction = SymmetricContraction(
-            config.l_max, irreps_out, config.correlation, config.num_species, generator
-        )
-        self.linear_out = Linear(irreps_out, irreps_out, generator)
-
-    def forward(
-        self,
-        node_feats: list[Tensor],
-        species: Tensor,
-        edge_attrs: Tensor,
-        edge_feats: Tensor,
-        senders: Tensor,
-        receivers: Tensor,
-    ) -> list[Tensor]:
-        sent = [block * self.norm for block in self.linear_up(node_feats)]
-        weights = self.radial_mlp(edge_feats)
-        density = self.linear(self.convolution(sent, edge_attrs, weights, senders, receivers))
-        if not self.residual:
-            density = self.skip(density, species)
-        out = self.linear_out(self.contraction(density, species))
-        if self.residual:
-            for target, block in zip(self.skip.targets, self.skip(node_feats, species)):
-                out[target] = out[target] + block
-        return out
+def _readout(config: MACEConfig, channels: int, last: bool, generator: torch.Generator) -> torch.nn.Module:
+    """The last layer's readout is the one that the config names; those before are linear, or absent."""
+    if not last and config.last_readout_only:
+        return NoReadout(config.num_heads)
+    if not last or config.readout == "linear":
+        return LinearReadout(channels, config.num_heads, generator)
+    kind = MLPReadout if config.readout == "mlp" else BiasReadout
+    return kind(channels, config.readout_mlp, config.num_heads, generator)

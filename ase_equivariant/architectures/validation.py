@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import reprlib
+from dataclasses import fields
 
 from e3nn import o3
 
 from ase_equivariant.nn.irreps import parse_irreps
+from ase_equivariant.nn.pair_repulsion import ZBLConfig
 
 # "residual" adds a map of the layer's input; "nonresidual" maps the message instead, by the weights of its species
 INTERACTIONS = ("nonresidual", "residual")
@@ -51,6 +53,18 @@ def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
 
 def check_flag(config: object, name: str) -> None:
     require(isinstance(getattr(config, name), bool), config, name, "true or false")
+
+
+def check_repulsion(config: object) -> None:
+    """`pair_repulsion` becomes a `ZBLConfig`, of which it may be the fields."""
+    given = config.pair_repulsion
+    names = [f.name for f in fields(ZBLConfig)]
+    if isinstance(given, dict) and "radii" in given and set(given) <= set(names):
+        given = ZBLConfig(**given)
+    proper = given is None or (isinstance(given, ZBLConfig) and len(given.radii) == config.num_species)
+    rule = f"null, or radii in Å, one per species, and any of {', '.join(names[1:])}"
+    require(proper, config, "pair_repulsion", rule)
+    object.__setattr__(config, "pair_repulsion", given)
 
 
 def check_features(config: object, parity: bool = True) -> None:

@@ -1,68 +1,88 @@
-"""MACE `.model` files (mace-torch) as our MACE: the same function, with its constants folded into our weights.
+"""MACE `.model` files (mace-torch) as our MACE: what such a file holds, and which of our configs it is.
 
-Ours differs from mace-torch in constants only: Bessel functions times √(r_c³/3), a sum over neighbours divided by √N̄
-instead of N̄, the exact gain of SiLU, the sign of a coupling, and a basis of independent symmetric products. Each
-difference is a factor or a linear map on one weight, so nothing is fitted and nothing is lost.
+Everything is read off classes, attributes and shapes; `mace_weights` carries the weights over. A part that our MACE
+does not have is refused by its name.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import product
+from typing import Any
 
-import numpy as np
 import torch
-from e3nn import o3
-from torch import Tensor
 
 from ase_equivariant.architectures.mace import MACE, MACEConfig
+from ase_equivariant.architectures.mace_layers import ATTENTION_WIDTHS
+from ase_equivariant.importers.mace_weights import fill, irreps, radial_layers
 from ase_equivariant.importers.records import ForeignFileError, Record
-from ase_equivariant.nn.coupling import clebsch_gordan, symmetric_products
-from ase_equivariant.nn.irreps import parse_irreps
-from ase_equivariant.nn.radial import SILU_GAIN
+from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
 
 MODELS = ("mace.modules.models.MACE", "mace.modules.models.ScaleShiftMACE")
 INTERACTIONS = {
     "mace.modules.blocks.RealAgnosticInteractionBlock": "nonresidual",
     "mace.modules.blocks.RealAgnosticResidualInteractionBlock": "residual",
+    "mace.modules.blocks.RealAgnosticDensityInteractionBlock": "density",
+    "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock": "density_residual",
+    "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock": "attention_residual",
+    "mace.modules.blocks.RealAgnosticResidualNonLinearInteractionBlock": "nonlinear",
 }
-READOUTS = ("mace.modules.blocks.LinearReadoutBlock", "mace.modules.blocks.NonLinearReadoutBlock")
+READOUTS = {
+    "mace.modules.blocks.LinearReadoutBlock": "linear",
+    "mace.modules.blocks.NonLinearReadoutBlock": "mlp",
+    "mace.modules.blocks.NonLinearBiasReadoutBlock": "bias_mlp",
+}
+BASES = {
+    "mace.modules.radial.BesselBasis": ("bessel", "bessel_weights"),
+    "mace.modules.radial.GaussianBasis": ("gaussian", "gaussian_weights"),
+    "mace.modules.radial.ChebychevBasis": ("chebyshev", "n"),
+}
+TRANSFORMS = {  # by class and the constants it has
+    ("mace.modules.radial.AgnesiTransform", "a q p"): "agnesi",
+    ("mace.modules.radial.SoftTransform", "alpha"): "soft",
+    ("mace.modules.radial.SoftTransform", "a b"): "soft_shift",  # until release 0.3.9
+}
+OTHERS = [  # all other classes that such a model is made of
+    f"mace.modules.{name}"
+    for name in (
+        "blocks.LinearNodeEmbeddingBlock",
+        "blocks.RadialEmbeddingBlock",
+        "blocks.AtomicEnergiesBlock",
+        "blocks.EquivariantProductBasisBlock",
+        "blocks.ScaleShiftBlock",
+        "gate.GatedEquivariantBlock",
+        "irreps_tools.reshape_irreps",
+        "radial.PolynomialCutoff",
+        "radial.RadialMLP",
+        "radial.ZBLBasis",
+        "symmetric_contraction.Contraction",
+        "symmetric_contraction.SymmetricContraction",
+    )
+]
+KNOWN = {*MODELS, *INTERACTIONS, *READOUTS, *BASES, *(name for name, _ in TRANSFORMS), *OTHERS}
+AVERAGED = ("nonresidual", "residual", "attention_residual")  # the kinds whose sum over neighbours is divided by N̄
 MAX_COUPLINGS = 10**6  # components of a product; a file must not be able to ask for hours of work
-SILU = ("torch.nn.functional.silu", "torch.nn.modules.activation.SiLU")
+BOHR = 0.529  # Å, as mace-torch has it
 
 
 def import_mace(root: Record) -> Potential:
     """The potential in a module tree that `read_records` gave; `ForeignFileError` names parts we lack."""
     _check_parts(root)
-    interactions, products = root.get("interactions").children(), root.get("products").children()
     heads = [str(head) for head in root.get("heads", ["default"])]
     numbers = root.get("atomic_numbers").tolist()
-    hidden = _irreps(products[0].get("linear.irreps_out"))
-    network = interactions[0].get("conv_tp_weights").children()
     config = MACEConfig(
         num_species=len(numbers),
-        cutoff=float(root.get("r_max")),
-        avg_num_neighbors=float(interactions[0].get("avg_num_neighbors")),
-        num_bessel=root.get("radial_embedding.bessel_fn.bessel_weights").numel(),
-        envelope_power=int(root.get("radial_embedding.cutoff_fn.p")),
-        radial_mlp=tuple(layer.get("weight").shape[1] for layer in network[:-1]),
-        l_max=math.isqrt(_irreps(root.get("spherical_harmonics.irreps_out")).dim) - 1,
-        hidden_irreps=str(hidden),
-        num_interactions=len(interactions),
-        correlation=1 + len(products[0].get("symmetric_contractions.contractions.0.weights").state["_parameters"]),
-        interaction_first=INTERACTIONS[interactions[0].name],
-        interaction=INTERACTIONS[interactions[-1].name],
-        readout_mlp=root.get("readouts").children()[-1].get("linear_1.weight").numel()
-        // len(heads)
-        // hidden.count("0e"),
         num_heads=len(heads),
+        **_radial_settings(root, numbers),
+        **_layer_settings(root),
+        **_readout_settings(root, len(heads)),
+        pair_repulsion=_pair_repulsion(root, numbers),
     )
-    if (config.l_max + 1) ** (2 * config.correlation) > MAX_COUPLINGS:
+    if (config.l_max + 1) ** (2 * max(config.correlations)) > MAX_COUPLINGS:
         raise ForeignFileError(f"its products of {config.correlation} factors up to l = {config.l_max} are too many")
     architecture = MACE(config)
     with torch.no_grad():
-        _fill(architecture, root)
+        fill(architecture, root)
     shape = (len(heads), len(numbers))
     tables = {
         name: root.get(f"scale_shift.{name}", torch.tensor(float(name == "scale"))) for name in ("scale", "shift")
@@ -78,138 +98,137 @@ def import_mace(root: Record) -> Potential:
 
 def _check_parts(root: Record) -> None:
     """Name every part that our MACE does not have."""
-    unknown = [] if root.name in MODELS else [root.name]
-    expected = {"interactions": tuple(INTERACTIONS), "readouts": READOUTS}
-    for name, known in expected.items():
-        unknown += [block.name for block in root.get(name).children() if block.name not in known]
-    if root.get("radial_embedding.bessel_fn").name != "mace.modules.radial.BesselBasis":
-        unknown.append(root.get("radial_embedding.bessel_fn").name)
-    weights = root.get("radial_embedding.bessel_fn.bessel_weights").double()
-    fixed = math.pi / float(root.get("r_max")) * torch.arange(1, weights.numel() + 1, dtype=torch.float64)
-    unknown += [] if torch.allclose(weights, fixed, rtol=1e-5) else ["trained frequencies of the Bessel functions"]
-    for path in ("radial_embedding.distance_transform", "pair_repulsion_fn", "joint_embedding", "embedding_readout"):
-        part = root.get(path)
-        unknown += [getattr(part, "name", path)] if part is not None else []
-    flags = {"use_agnostic_product": False, "use_last_readout_only": False, "apply_cutoff": True}
-    unknown += [f"{name}={root.get(name)}" for name, usual in flags.items() if root.get(name, usual) != usual]
-    kinds = [block.name for block in root.get("interactions").children()]
-    unknown += ["interactions of more than two kinds"] if len(set(kinds[1:])) > 1 else []
-    counts = {float(block.get("avg_num_neighbors")) for block in root.get("interactions").children()}
-    unknown += ["another avg_num_neighbors in each layer"] if len(counts) > 1 else []
+    unknown = [name for name in _classes(root) if name.startswith("mace.") and name not in KNOWN]
+    unknown += [] if root.name in MODELS else [root.name]
+    parts = ["node_embedding", "radial_embedding", "atomic_energies_fn", "spherical_harmonics", "interactions"]
+    parts += ["products", "readouts", "scale_shift", "pair_repulsion_fn"]
+    unknown += [name for name in root.state["_modules"] if name not in parts]
+    interactions = root.get("interactions").children()
+    varying = {
+        "kinds of interactions": [block.name for block in interactions[1:]],
+        "edge_irreps": [str(irreps(block.get("linear_up.irreps_out"))) for block in interactions[1:]],
+        "avg_num_neighbors": [b.get("avg_num_neighbors") for b in interactions if INTERACTIONS.get(b.name) in AVERAGED],
+    }
+    unknown += [f"{name} that change from layer to layer" for name, values in varying.items() if len(set(values)) > 1]
+    unknown += ["keep_last_layer_irreps"] if root.get("keep_last_layer_irreps", False) else []
     if unknown:
         raise ForeignFileError(f"it has parts that this version cannot rebuild: {', '.join(dict.fromkeys(unknown))}")
 
 
-def _irreps(value: Record | str) -> o3.Irreps:
-    if isinstance(value, str):
-        return o3.Irreps(value)
-    return o3.Irreps([(mul, irrep.args[0]) for mul, irrep in (entry.args[0] for entry in value.args[0])])
+def _classes(part: Record) -> list[str]:
+    """Names of the classes of a module and of all within it."""
+    inner = [name for child in part.children() if isinstance(child, Record) for name in _classes(child)]
+    return [part.name, *inner]
 
 
-def _fill(ours: MACE, root: Record) -> None:
-    config = ours.config
-    channels = parse_irreps(config.hidden_irreps).count("0e")
-    embedding = root.get("node_embedding.linear.weight").double()
-    ours.embedding.copy_(embedding.reshape(config.num_species, channels) / math.sqrt(config.num_species))
-    parts = (root.get(name).children() for name in ("interactions", "products", "readouts"))
-    for layer, readout, interaction, product_block, theirs in zip(ours.layers, ours.readouts, *parts):
-        _fill_linear(layer.linear_up, interaction.get("linear_up.weight"))
-        _fill_radial(layer, interaction, config)
-        _fill_linear(layer.linear, interaction.get("linear.weight"), config.avg_num_neighbors**-0.5)
-        _fill_skip(layer.skip, interaction.get("skip_tp.weight"))
-        for output, contraction in zip(
-            layer.contraction.outputs, product_block.get("symmetric_contractions.contractions").children()
-        ):
-            _fill_contraction(output, contraction, config)
-        _fill_linear(layer.linear_out, product_block.get("linear.weight"))
-        _fill_readout(readout, theirs, config.num_heads)
+def _radial_settings(root: Record, numbers: list[int]) -> dict[str, Any]:
+    radial = root.get("radial_embedding")
+    cutoff = float(root.get("r_max"))
+    kind, name = BASES[radial.get("bessel_fn").name]
+    numerals = radial.get("bessel_fn").get(name)
+    usual = {
+        "bessel": lambda n: math.pi / cutoff * torch.arange(1, n + 1, dtype=torch.float64),
+        "gaussian": lambda n: torch.linspace(0.0, cutoff, n, dtype=torch.float64),
+        "chebyshev": lambda n: torch.arange(1, n + 1, dtype=torch.float64),
+    }[kind](numerals.numel())
+    error = (numerals.double().flatten() - usual).abs().max()
+    trained = bool(error > 4 * torch.finfo(numerals.dtype).eps * usual.max()) if kind != "chebyshev" else error > 0
+    if trained and kind != "bessel":
+        raise ForeignFileError(f"it has a {kind} basis with other numbers than the usual ones")
+    settings = {
+        "cutoff": cutoff,
+        "num_bessel": numerals.numel(),
+        "envelope_power": int(radial.get("cutoff_fn.p")),
+        "radial_basis": kind,
+        "trainable_bessel": trained,
+        "apply_cutoff": bool(radial.get("apply_cutoff", True)),
+    }
+    transform = radial.get("distance_transform")
+    if transform is not None:
+        settings |= _transform_settings(transform, numbers)
+    return settings
 
 
-def _fill_linear(linear: torch.nn.Module, flat: Tensor, factor: float = 1.0) -> None:
-    """e3nn's Linear: one matrix after the other, each divided by √(fan in) in use, as ours."""
-    pieces = flat.double().split([dense.weight.numel() for dense in linear.maps])
-    for dense, piece in zip(linear.maps, pieces):
-        dense.weight.copy_(factor * piece.reshape(dense.weight.shape))
+def _transform_settings(transform: Record, numbers: list[int]) -> dict[str, Any]:
+    for (name, constants), kind in TRANSFORMS.items():
+        values = [transform.get(constant) for constant in constants.split()]
+        if name == transform.name and None not in values:
+            return {
+                "distance_transform": kind,
+                "transform_constants": tuple(float(value) for value in values),
+                "covalent_radii": tuple(transform.get("covalent_radii").double()[numbers].tolist()),
+            }
+    raise ForeignFileError(f"its {transform.name} has other constants than those known")
 
 
-def _fill_skip(skip: torch.nn.Module, flat: Tensor) -> None:
-    """Fully connected product with the one-hot species: [channels, species, channels] over √ of the first two."""
-    pieces = flat.double().split([dense.weight.numel() for dense in skip.maps])
-    for dense, piece in zip(skip.maps, pieces):
-        n_species, n_in, n_out = dense.weight.shape
-        dense.weight.copy_(piece.reshape(n_in, n_species, n_out).transpose(0, 1) / math.sqrt(n_species))
+def _layer_settings(root: Record) -> dict[str, Any]:
+    interactions, products = root.get("interactions").children(), root.get("products").children()
+    hidden = irreps(products[0].get("linear.irreps_out"))
+    harmonics = irreps(root.get("spherical_harmonics.irreps_out"))
+    l_max = math.isqrt(harmonics.dim) - 1
+    if [ir.l for _, ir in hidden] != sorted(ir.l for _, ir in hidden):
+        raise ForeignFileError(f"its features {hidden} do not come in the order of l")
+    kinds = [INTERACTIONS[block.name] for block in interactions]
+    widths = {tuple(layer.shape[1] for layer in radial_layers(block)[:-1]) for block in interactions}
+    attentive = {ATTENTION_WIDTHS} if "attention_residual" in kinds else set()
+    others = {
+        tuple(layer.shape[1] for layer in radial_layers(block)[:-1])
+        for block, kind in zip(interactions, kinds)
+        if kind != "attention_residual"
+    }
+    if len(others) > 1 or widths - others - attentive:
+        raise ForeignFileError(f"its radial networks have the hidden widths {sorted(widths)}")
+    averaged = [block for block, kind in zip(interactions, kinds) if kind in AVERAGED] or interactions
+    orders = tuple(
+        1 + len(block.get(_CONTRACTIONS).children()[0].get("weights").state["_parameters"]) for block in products
+    )
+    return {
+        "avg_num_neighbors": float(averaged[0].get("avg_num_neighbors")),
+        "radial_mlp": next(iter(others), ()),
+        "l_max": l_max,
+        "hidden_irreps": str(hidden),
+        "num_interactions": len(interactions),
+        "correlation": orders[0] if len(set(orders)) == 1 else orders,
+        "interaction_first": kinds[0],
+        "interaction": kinds[-1],
+        "edge_irreps_first": _sent(interactions[0]),
+        "edge_irreps": _sent(interactions[-1]) if len(interactions) > 1 else "",
+        "agnostic_product": bool(root.get("use_agnostic_product", False)),
+        "parity": l_max == 0 or harmonics[1].ir.p == -1,
+    }
 
 
-def _fill_radial(layer: torch.nn.Module, interaction: Record, config: MACEConfig) -> None:
-    """The radial network; its first layer meets larger Bessel functions here, its last one couplings of our sign."""
-    gain = 1.0
-    network = interaction.get("conv_tp_weights").children()
-    for dense, theirs in zip(layer.radial_mlp.layers, network):
-        dense.weight.copy_(gain * theirs.get("weight").double())
-        activation = theirs.get("act")
-        gain = None if activation is None else _silu_constant(activation) / SILU_GAIN
-    layer.radial_mlp.layers[0].weight.div_(math.sqrt(config.cutoff**3 / 3.0))
-    sources = _irreps(interaction.get("node_feats_irreps"))
-    layer.radial_mlp.layers[-1].weight.mul_(_path_signs(sources, config.l_max))
+_CONTRACTIONS = "symmetric_contractions.contractions"
 
 
-def _silu_constant(activation: Record) -> float:
-    function = activation.get("f")
-    if getattr(function, "name", None) not in SILU:
-        raise ForeignFileError(f"its activation is {function}; known is SiLU")
-    return float(activation.get("cst"))
+def _sent(interaction: Record) -> str:
+    """Irreps along edges, where they are not those of the nodes."""
+    node, edge = irreps(interaction.get("linear_up.irreps_in")), irreps(interaction.get("linear_up.irreps_out"))
+    return "" if node == edge else str(edge)
 
 
-def _path_signs(sources: o3.Irreps, l_max: int) -> Tensor:
-    """e3nn's sign of each path's coupling relative to ours, one per channel of each path."""
-    signs = []
-    for l3, (channels, ir), l2 in product(range(l_max + 1), sources, range(l_max + 1)):
-        if abs(ir.l - l2) <= l3 <= ir.l + l2 and (ir.l + l2 + l3) % 2 == 0:
-            theirs = o3.wigner_3j(ir.l, l2, l3, dtype=torch.float64).numpy()
-            signs += [np.sign((theirs * clebsch_gordan(ir.l, l2, l3)).sum())] * channels
-    return torch.tensor(signs)
+def _readout_settings(root: Record, n_heads: int) -> dict[str, Any]:
+    readouts = root.get("readouts").children()
+    last_only = bool(root.get("use_last_readout_only", False))
+    kinds = [READOUTS[block.name] for block in readouts]
+    expected = 1 if last_only else len(root.get("interactions").children())
+    if len(kinds) != expected or set(kinds[:-1]) - {"linear"}:
+        raise ForeignFileError(f"it has the readouts {', '.join(kinds) or 'none'} for {expected} layers")
+    settings = {"readout": kinds[-1], "last_readout_only": last_only}
+    if kinds[-1] != "linear":
+        channels = irreps(root.get("products").children()[-1].get("linear.irreps_out")).count("0e")
+        settings["readout_mlp"] = readouts[-1].get("linear_1.weight").numel() // n_heads // channels
+    return settings
 
 
-def _fill_contraction(output: torch.nn.Module, contraction: Record, config: MACEConfig) -> None:
-    """Weights of mace-torch's couplings U, carried over to the independent products that span the same space."""
-    for nu, order in enumerate(output.orders, 1):
-        is_last = nu == config.correlation
-        weights = contraction.get("weights_max" if is_last else f"weights.{config.correlation - 1 - nu}").double()
-        couplings = contraction.get(f"U_matrix_{nu}").double().numpy()
-        ell = (order.dim - 1) // 2
-        theirs = couplings.reshape(order.dim, -1, couplings.shape[-1])  # [2L+1, factors, paths]
-        monomials, ours = symmetric_products(config.l_max, nu, ell)
-        change = _change_of_basis(theirs, monomials, ours, (config.l_max + 1) ** 2)
-        order.weight.copy_(torch.einsum("pe,zpk->zek", torch.from_numpy(change), weights))
-
-
-def _change_of_basis(theirs: np.ndarray, monomials: list, ours: np.ndarray, n_components: int) -> np.ndarray:
-    """Matrix [paths, products] that expresses the symmetric part of each coupling in our products."""
-    nu = len(monomials[0])
-    column = {monomial: i for i, monomial in enumerate(monomials)}
-    polynomials = np.zeros((theirs.shape[2], theirs.shape[0], len(monomials)))
-    leftover = 0.0
-    for entry, index in enumerate(product(range(n_components), repeat=nu)):
-        where = column.get(tuple(sorted(index)))
-        if where is None:
-            leftover = max(leftover, abs(theirs[:, entry]).max(initial=0.0))
-        else:
-            polynomials[:, :, where] += theirs[:, entry].T
-    flat = ours.reshape(len(ours), -1)
-    target = polynomials.reshape(len(polynomials), -1)
-    change = np.linalg.lstsq(flat.T, target.T, rcond=None)[0].T
-    if abs(change @ flat - target).max(initial=0.0) > 1e-5:
-        raise ForeignFileError("its symmetric contraction uses couplings that are not equivariant")
-    return change
-
-
-def _fill_readout(readout: torch.nn.Module, theirs: Record, n_heads: int) -> None:
-    if theirs.name.endswith(".LinearReadoutBlock"):
-        readout.linear.weight.copy_(theirs.get("linear.weight").double().reshape(readout.linear.weight.shape))
-        return
-    readout.hidden.weight.copy_(theirs.get("linear_1.weight").double().reshape(readout.hidden.weight.shape))
-    hidden = readout.weight.shape[1]
-    outputs = theirs.get("linear_2.weight").double().reshape(n_heads, hidden, n_heads)
-    gain = _silu_constant(theirs.get("non_linearity").get("acts").children()[0]) / SILU_GAIN
-    # theirs divides by √ of all heads' hidden units, of which each head sees its own
-    readout.weight.copy_(gain * outputs.diagonal(dim1=0, dim2=2).T / math.sqrt(n_heads))
+def _pair_repulsion(root: Record, numbers: list[int]) -> ZBLConfig | None:
+    zbl = root.get("pair_repulsion_fn")
+    if zbl is None:
+        return None
+    return ZBLConfig(
+        radii=tuple(zbl.get("covalent_radii").double()[numbers].tolist()),
+        envelope_power=int(zbl.get("p")),
+        length=BOHR * float(zbl.get("a_prefactor")),
+        exponent=float(zbl.get("a_exp")),
+        coefficients=tuple(zbl.get("c").double().tolist()),
+    )

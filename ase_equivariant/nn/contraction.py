@@ -20,15 +20,26 @@ from ase_equivariant.nn.linear import normal_parameter
 
 
 class SymmetricContraction(torch.nn.Module):
-    """Products of A blocks l = 0 … l_max (parity (-1)^l, equal channels) → blocks of irreps_out, per species."""
+    """Products of A blocks l = 0 … l_max (equal channels) → blocks of irreps_out, per species.
+
+    `num_species` 1 has one set of weights, whatever the species. `parity` is that of `Convolution`: 1 counts all blocks
+    as even.
+    """
 
     def __init__(
-        self, l_max: int, irreps_out: o3.Irreps, correlation: int, num_species: int, generator: torch.Generator
+        self,
+        l_max: int,
+        irreps_out: o3.Irreps,
+        correlation: int,
+        num_species: int,
+        generator: torch.Generator,
+        parity: int = -1,
     ):
         super().__init__()
-        self.outputs = torch.nn.ModuleList(
-            _Output(l_max, ir.l, channels, correlation, num_species, generator) for channels, ir in irreps_out
-        )
+        self.outputs = torch.nn.ModuleList()
+        for channels, ir in irreps_out:
+            couplings = [symmetric_products(l_max, nu, ir.l, parity) for nu in range(1, correlation + 1)]
+            self.outputs.append(_Output(l_max, couplings, channels, num_species, generator))
 
     def forward(self, blocks: list[Tensor], species: Tensor) -> list[Tensor]:
         factors = torch.cat(blocks, 1)  # [n_nodes, (l_max+1)², channels]
@@ -55,12 +66,16 @@ class _Output(torch.nn.Module):
     """All products that couple to one irrep L, summed over the orders 1 … ν."""
 
     def __init__(
-        self, l_max: int, ell: int, channels: int, correlation: int, num_species: int, generator: torch.Generator
+        self,
+        l_max: int,
+        couplings: list[tuple[list[tuple[int, ...]], np.ndarray]],
+        channels: int,
+        num_species: int,
+        generator: torch.Generator,
     ):
         super().__init__()
-        couplings = [symmetric_products(l_max, nu, ell) for nu in range(1, correlation + 1)]
         tables = [set(monomials) for monomials, _ in couplings]
-        for nu in range(correlation - 1, 0, -1):
+        for nu in range(len(couplings) - 1, 0, -1):
             tables[nu - 1] |= {monomial[:-1] for monomial in tables[nu]}  # what a longer product is built from
         components = [(i,) for i in range((l_max + 1) ** 2)]
         ordered = [components] + [sorted(table) for table in tables[1:]]
@@ -104,5 +119,5 @@ class _Order(torch.nn.Module):
 
     def forward(self, products: Tensor, species: Tensor) -> Tensor:
         coupled = torch.matmul(self.coefficients, products).unflatten(1, (self.num_products, self.dim))
-        weight = self.weight.index_select(0, species)
+        weight = self.weight if self.weight.shape[0] == 1 else self.weight.index_select(0, species)
         return (coupled * weight.unsqueeze(2)).sum(1)

@@ -26,8 +26,12 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
     return coefficients * np.sign(first)
 
 
-def symmetric_products(l_max: int, correlation: int, l_out: int) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """Every independent way to couple `correlation` equal factors A (parity (-1)^l) to the irrep l_out.
+def symmetric_products(
+    l_max: int, correlation: int, l_out: int, parity: int = -1
+) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    """Every independent way to couple `correlation` equal factors A to the irrep l_out.
+
+    `parity` -1 gives all of them their natural one, (-1)^l; 1 counts them as even, so that more couplings are allowed.
 
     MACE eq. (10): because all factors are the same A, only the symmetric part of a generalised Clebsch-Gordan coupling
     contributes. It is a polynomial in the (l_max+1)² components of A.
@@ -40,7 +44,7 @@ def symmetric_products(l_max: int, correlation: int, l_out: int) -> tuple[list[t
     products = [
         product
         for degrees in combinations_with_replacement(range(l_max + 1), correlation)
-        if sum(degrees) % 2 == l_out % 2
+        if parity == 1 or sum(degrees) % 2 == l_out % 2
         for product in _independent(_couple(degrees, l_out), degrees)
     ]
     monomials = sorted({monomial for product in products for monomial in product})

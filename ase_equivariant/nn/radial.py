@@ -15,39 +15,77 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ase_equivariant.nn.linear import Dense
+from ase_equivariant.nn.linear import Dense, normal_parameter
 
 # makes the variance of SiLU(x) one for a normal x: 1/√∫ SiLU(x)² φ(x) dx
 SILU_GAIN = 1.6765324703310907
 
 
 class RadialBasis(torch.nn.Module):
-    """Bessel functions times the polynomial envelope, `lengths [n] Å → [n, num_bessel]`; zero beyond the cutoff.
+    """Radial functions times the polynomial envelope, `lengths [n] Å → [n, num_bessel]`; zero beyond the cutoff.
 
-    Frequencies are nπ/r_c; where `trainable`, they are learned from there on.
+    Parameters
+    ----------
+    kind : "bessel" for the functions above, "gaussian" for a row of Gaussians from 0 to the cutoff, as wide as their
+        spacing, "chebyshev" for T_1 … T_N
+    trainable : frequencies of the Bessel functions are nπ/r_c and learned from there on
+    enveloped : False leaves the envelope to whoever uses the functions
     """
 
-    def __init__(self, cutoff: float, num_bessel: int, envelope_power: int, trainable: bool = False):
+    def __init__(
+        self,
+        cutoff: float,
+        num_bessel: int,
+        envelope_power: int,
+        trainable: bool = False,
+        kind: str = "bessel",
+        enveloped: bool = True,
+    ):
         super().__init__()
-        self.cutoff = cutoff
-        self.power = envelope_power
+        self.cutoff, self.power, self.kind, self.enveloped = cutoff, envelope_power, kind, enveloped
+        self.spacing = cutoff / max(num_bessel - 1, 1)
         frequencies = math.pi / cutoff * torch.arange(1, num_bessel + 1, dtype=torch.float64)
         if trainable:
             self.frequencies = torch.nn.Parameter(frequencies)
         else:
             self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, lengths: Tensor) -> Tensor:
-        bessel = math.sqrt(2.0 / 3.0) * self.cutoff * torch.sin(lengths.unsqueeze(-1) * self.frequencies)
-        return bessel * (self.envelope(lengths) / lengths).unsqueeze(-1)
+    def forward(self, lengths: Tensor, transformed: Tensor | None = None) -> Tensor:
+        """`transformed` takes the place of the lengths inside the functions, but not inside the envelope."""
+        if transformed is None and self.kind == "bessel" and self.enveloped:
+            return self.numerators(lengths) * (self.envelope(lengths) / lengths).unsqueeze(-1)
+        functions = self.functions(lengths if transformed is None else transformed)
+        return functions * self.envelope(lengths).unsqueeze(-1) if self.enveloped else functions
+
+    @torch.jit.export
+    def numerators(self, x: Tensor) -> Tensor:
+        return math.sqrt(2.0 / 3.0) * self.cutoff * torch.sin(x.unsqueeze(-1) * self.frequencies)
+
+    @torch.jit.export
+    def functions(self, x: Tensor) -> Tensor:
+        """The functions without the envelope."""
+        if self.kind == "bessel":
+            return self.numerators(x) / x.unsqueeze(-1)
+        count = self.frequencies.shape[0]
+        if self.kind == "gaussian":
+            centers = self.spacing * torch.arange(count, dtype=x.dtype, device=x.device)
+            return torch.exp(-0.5 * ((x.unsqueeze(-1) - centers) / self.spacing).square())
+        polynomials = [torch.ones_like(x), x]  # T_n+1 = 2 x T_n - T_n-1
+        for _ in range(count - 1):
+            polynomials.append(2.0 * x * polynomials[-1] - polynomials[-2])
+        return torch.stack(polynomials[1:], -1)
 
     @torch.jit.export
     def envelope(self, lengths: Tensor) -> Tensor:
-        """f(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), two zero derivatives at x = 1."""
-        p = float(self.power)
-        x = lengths / self.cutoff
-        tail = (p + 1.0) * (p + 2.0) / 2.0 - x * (p * (p + 2.0)) + x * x * (p * (p + 1.0) / 2.0)
-        return (1.0 - x.pow(self.power) * tail) * (x < 1.0)
+        """f(r/r_c) of every length."""
+        return polynomial_envelope(lengths / self.cutoff, self.power)
+
+
+def polynomial_envelope(x: Tensor, power: int) -> Tensor:
+    """f(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), two zero derivatives at x = 1, zero beyond."""
+    p = float(power)
+    tail = (p + 1.0) * (p + 2.0) / 2.0 - x * (p * (p + 2.0)) + x * x * (p * (p + 1.0) / 2.0)
+    return (1.0 - x.pow(power) * tail) * (x < 1.0)
 
 
 class RadialMLP(torch.nn.Module):
@@ -63,4 +101,29 @@ class RadialMLP(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
             x = layer(torch.nn.functional.silu(x) if i > 0 else x)
+        return x
+
+
+class PairMLP(torch.nn.Module):
+    """Multilayer perceptron of an edge, `[n, widths[0]] → [n, widths[-1]]`, that knows the species at both its ends.
+
+    Their weights are added to what enters the first hidden layer; each hidden layer is normalised (LayerNorm) and goes
+    through SiLU. It has biases, so it does not vanish where its input does.
+    """
+
+    def __init__(self, num_species: int, widths: Sequence[int], generator: torch.Generator):
+        super().__init__()
+        self.first = Dense(widths[0], widths[1], generator)
+        self.sent = normal_parameter((num_species, widths[1]), generator)
+        self.received = normal_parameter((num_species, widths[1]), generator)
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width, dtype=torch.float64) for width in widths[1:-1])
+        self.layers = torch.nn.ModuleList(
+            Dense(a, b, generator, SILU_GAIN, bias=True) for a, b in zip(widths[1:-1], widths[2:])
+        )
+
+    def forward(self, x: Tensor, sent: Tensor, received: Tensor) -> Tensor:
+        """`sent` and `received` [n] are the species of the edges' senders and receivers."""
+        x = self.first(x) + self.sent.index_select(0, sent) + self.received.index_select(0, received)
+        for norm, layer in zip(self.norms, self.layers):
+            x = layer(torch.nn.functional.silu(norm(x)))
         return x

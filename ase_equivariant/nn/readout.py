@@ -32,3 +32,32 @@ class MLPReadout(torch.nn.Module):
     def forward(self, scalars: Tensor) -> Tensor:
         hidden = torch.nn.functional.silu(self.hidden(scalars)).unflatten(1, self.weight.shape)
         return (hidden * (self.weight * self.norm)).sum(-1)
+
+
+class BiasReadout(torch.nn.Module):
+    """ε_i = w · SiLU(V SiLU(W h_i) + b) + c, each head with its own hidden layers; `[n, channels] → [n, num_heads]`."""
+
+    def __init__(self, channels: int, hidden: int, num_heads: int, generator: torch.Generator):
+        super().__init__()
+        self.first = Dense(channels, num_heads * hidden, generator)
+        self.second = normal_parameter((num_heads, hidden, hidden), generator)
+        self.weight = normal_parameter((num_heads, hidden), generator)
+        self.second_bias = torch.nn.Parameter(torch.zeros(num_heads, hidden, dtype=torch.float64))
+        self.bias = torch.nn.Parameter(torch.zeros(num_heads, dtype=torch.float64))
+        self.norm = SILU_GAIN * hidden**-0.5
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        hidden = torch.nn.functional.silu(self.first(scalars)).unflatten(1, self.weight.shape)
+        hidden = torch.einsum("nhi,hij->nhj", hidden, self.second * self.norm) + self.second_bias
+        return (torch.nn.functional.silu(hidden) * (self.weight * self.norm)).sum(-1) + self.bias
+
+
+class NoReadout(torch.nn.Module):
+    """Zero energy, for layers that only send messages."""
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        return torch.zeros((scalars.shape[0], self.num_heads), dtype=scalars.dtype, device=scalars.device)

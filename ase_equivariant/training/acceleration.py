@@ -27,6 +27,7 @@ def accelerated(potential: Potential) -> Potential:
     twin = fuse(copy.deepcopy(potential, shared))
     basis = twin.architecture.radial
     networks = any(isinstance(module, RadialMLP) for module in twin.modules())
+    networks = networks and getattr(twin.architecture.config, "tabulable", True)
     if potential.dtype == torch.float32 and networks and not list(basis.parameters()):
         twin.architecture.radial = Knots(basis)
         _replace(twin, {RadialMLP: lambda mlp: TabulatedMLP(mlp, basis)})

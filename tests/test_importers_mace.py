@@ -1,0 +1,124 @@
+"""Files of mace-torch give here what they give there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import InputError
+
+from ase_equivariant import EquivariantCalculator, load_potential, save_potential
+from ase_equivariant.importers.mace import import_mace
+from ase_equivariant.importers.records import ForeignFileError, read_records
+
+FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
+needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
+TOLERANCES = {"float64": (1e-9, 1e-8, 1e-9), "float32": (1e-6, 1e-5, 1e-5)}  # eV/atom, eV/Å, eV/Å³; by the file's dtype
+SUPPORTED = {
+    "off_like": "float64",
+    "mp0_like": "float32",
+    "mp0_like_f64": "float64",
+    "plain_mace_l2": "float64",
+    "multihead": "float64",
+    "legacy_0.3.4": "float64",
+    "trained": "float64",
+    "density_agnesi_zbl": "float64",
+    "legacy_0.3.9_density_zbl": "float64",
+    "nonlinear_mh1_like": "float64",
+    "legacy_0.3.14_nonlinear": "float64",
+}
+
+
+def reference(name):
+    """Per head: structures, and what mace-torch gives for them."""
+    record = json.loads((FILES / f"{name}.ref.json").read_text())
+    structures = record.get("structures") or json.loads((FILES / "structures.json").read_text())["structures"]
+    for head, results in record["results"].items():
+        for label, values in results.items():
+            keys = ("numbers", "positions", "cell", "pbc")
+            yield head, Atoms(**{key: structures[label][key] for key in keys}), values
+
+
+@needs_files
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_numbers_are_those_of_mace_torch(name):
+    potential = load_potential(FILES / f"{name}.model")
+    # releases before 0.3.5 had no heads; the reference calls the only one Default
+    calculators = {
+        head: EquivariantCalculator(potential, device="cpu", dtype="float64", head=head) for head in potential.heads
+    }
+    cases = list(reference(name))
+    energy, forces, stress = TOLERANCES[SUPPORTED[name]]
+    largest = 0.0
+    for head, atoms, values in cases:
+        atoms.calc = calculators.get(head, next(iter(calculators.values())))
+        assert atoms.get_potential_energy() == pytest.approx(values["energy"], abs=energy * len(atoms))
+        assert atoms.get_forces() == pytest.approx(np.array(values["forces"]), abs=forces)
+        expected = [values["stress_voigt"]] if values.get("stress_voigt") else []
+        assert [atoms.get_stress() for _ in expected] == [pytest.approx(np.array(s), abs=stress) for s in expected]
+        largest = max(largest, abs(np.array(values["forces"])).max())
+    assert len(cases) >= 6
+    assert largest > 0.1
+
+
+@needs_files
+def test_heads_differ():
+    cases = {head: atoms for head, atoms, _ in reference("multihead")}
+    atoms = next(iter(cases.values()))
+    energies = [
+        EquivariantCalculator(FILES / "multihead.model", head=head).get_potential_energy(atoms) for head in cases
+    ]
+    assert abs(energies[0] - energies[1]) > 0.01
+    with pytest.raises(InputError, match="choose one of pt_head, dft"):
+        EquivariantCalculator(FILES / "multihead.model")
+
+
+@needs_files
+def test_imported_model_becomes_a_safe_file(tmp_path):
+    potential = load_potential(FILES / "off_like.model")
+    assert potential.dtype == torch.float64
+    save_potential(potential, tmp_path / "off.safetensors")
+    again = load_potential(tmp_path / "off.safetensors")
+    assert again.metadata["name"] == "off_like"
+    assert all((a == b).all() for a, b in zip(potential.parameters(), again.parameters(), strict=True))
+
+
+@needs_files
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("interactions.0", "mace.modules.blocks.AnotherInteractionBlock"),
+        ("readouts.1", "mace.modules.blocks.AnotherReadoutBlock"),
+        ("radial_embedding.bessel_fn", "mace.modules.radial.AnotherBasis"),
+        ("radial_embedding.distance_transform", "mace.modules.radial.AnotherTransform"),
+        ("pair_repulsion_fn", "mace.modules.radial.AnotherRepulsion"),
+        ("", "mace.modules.models.AtomicDipolesMACE"),
+    ],
+)
+def test_a_part_that_is_not_known_is_named(path, name, monkeypatch):
+    root = read_records((FILES / "density_agnesi_zbl.model").read_bytes())
+    import_mace(root)
+    part = root.get(path) if path else root
+    monkeypatch.setattr(type(part), "name", name)
+    with pytest.raises(ForeignFileError, match=name):
+        import_mace(root)
+
+
+@needs_files
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        ("nonlinear_mh1_like", "interactions.0.equivariant_nonlin"),
+        ("nonlinear_mh1_like", "interactions.0.conv_tp_weights.net.1"),
+        ("trained", "radial_embedding.cutoff_fn"),
+        ("trained", "products.0"),
+    ],
+)
+def test_inner_parts_are_known_too(file, path, monkeypatch):
+    root = read_records((FILES / f"{file}.model").read_bytes())
+    import_mace(root)
+    monkeypatch.setattr(type(root.get(path)), "name", "mace.modules.Another")
+    with pytest.raises(ForeignFileError, match="Another"):
+        import_mace(root)
