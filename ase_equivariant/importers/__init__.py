@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from ase_equivariant.importers.mace import import_mace
-from ase_equivariant.importers.records import ForeignFileError, read_records
+from ase_equivariant.importers.nequip import import_nequip
+from ase_equivariant.importers.nequip_checkpoint import checkpoint_records
+from ase_equivariant.importers.records import LEGACY, Content, read_content
+from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.potential import Potential
 
-
 ZIP = b"PK\x03\x04"  # how the files of torch.save, torch.package and torch.jit.save begin
-PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save wrote before zip files
 
 
 def recognises(data: bytes) -> bool:
     """Whether content begins like a file that `import_model` reads, if only to say why it refuses it."""
-    return data.startswith((ZIP, PICKLE)) or data[257:262] == b"ustar"
+    return data.startswith((ZIP, LEGACY)) or data[257:262] == b"ustar"
 
 
 def import_model(data: bytes) -> Potential:
     """The potential in the content of a file that another package wrote; `ForeignFileError` says why not."""
-    root = read_records(data)
-    if not root.name.startswith("mace."):
-        raise ForeignFileError(f"it holds {root.name}; known are the models of mace-torch")
+    content = read_content(data)
     try:
-        return import_mace(root)
+        return _rebuild(content)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise ForeignFileError(f"its layout is not that of a MACE model that this version knows ({error})") from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ForeignFileError(f"its layout is not that of a model that this version knows ({reason})") from error
+
+
+def _rebuild(content: Content) -> Potential:
+    root = content.root
+    if isinstance(root, dict):
+        return import_nequip(Content(checkpoint_records(root)))
+    if not isinstance(root, Record):
+        raise ForeignFileError(f"it holds a {type(root).__name__} instead of a model")
+    if root.name.startswith("mace.") and content.code:
+        raise ForeignFileError("it is a compiled TorchScript model, which is code; import the .model it was made from")
+    if root.name.startswith("mace."):
+        return import_mace(root)
+    if "sole_model" in root.named_children() or root.name.startswith("nequip."):
+        return import_nequip(content)
+    raise ForeignFileError(f"it holds {root.name}; known are the models of mace-torch and nequip")

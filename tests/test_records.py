@@ -10,7 +10,7 @@ import torch
 from ase.calculators.calculator import InputError
 
 from ase_equivariant import importers, load_potential
-from ase_equivariant.importers.records import ForeignFileError, read_records
+from ase_equivariant.importers.records import Content, ForeignFileError, read_records
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
@@ -20,7 +20,7 @@ needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model fi
 @pytest.mark.parametrize(("key", "value"), [("heads", []), ("r_max", {}), ("r_max", 0.0), ("interactions", None)])
 def test_a_model_without_its_usual_layout_is_refused(key, value, monkeypatch):
     root = read_records((FILES / "trained.model").read_bytes())
-    monkeypatch.setattr(importers, "read_records", lambda data: root)
+    monkeypatch.setattr(importers, "read_content", lambda data: Content(root))
     assert importers.import_model(b"").heads
     table = next(table for table in (root.state["_modules"], root.state["_buffers"], root.state) if key in table)
     monkeypatch.setitem(table, key, value)
@@ -60,10 +60,10 @@ class Touch:
         (program("torch", "load", "executed"), "it names torch.load"),
         (program("torch.jit", "load", "executed"), "it names torch.jit.load"),
         (program("_codecs", "encode", "text", "rot13"), "it encodes text as 'rot13'"),
-        (program("torch._utils", "_rebuild_tensor_v2", torch.float32, 0, (10**12,), (0,)), "it names torch.float32"),
+        (program("torch._utils", "_rebuild_tensor_v2", torch.float32, 0, (10**12,), (0,)), "a tensor has no storage"),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "an enormous table"),
         (b"\x80\x02ctorch._utils\n_rebuild_parameter\n}X\x0c\x00\x00\x00__defaults__)sb.", "it changes a function"),
-        (program("collections", "OrderedDict"), "it holds a OrderedDict instead of a model"),
+        (program("collections", "OrderedDict"), "a checkpoint without the arguments of a model"),
         (b"\x80\x02}q", "it is damaged"),
         (b"", "it is damaged"),
     ],
