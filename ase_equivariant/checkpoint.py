@@ -71,7 +71,8 @@ def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:
 
 def to_bytes(potential: Potential) -> bytes:
     """The content of a model file; equal potentials give equal bytes."""
-    tensors = {name: value.detach().cpu().clone() for name, value in potential.architecture.state_dict().items()}
+    weights = potential.architecture.state_dict()
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
     header = describe(potential)
     header["checksum"] = _checksum(header, tensors)
     return safetensors.torch.save(tensors, {KEY: json.dumps(header)})

@@ -118,7 +118,7 @@ def _selected(
         if re.fullmatch(pattern, name):
             blocks = value.unflatten(axis, (num_heads, -1)).movedim(axis, 0)
             value = blocks[heads].movedim(0, axis).flatten(axis, axis + 1)
-    return value.detach().clone()
+    return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _metadata(potential: Potential, numbers: list[int], heads: list[str]) -> dict:

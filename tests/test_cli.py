@@ -15,7 +15,7 @@ from ase.io import read, write
 from ase.io.trajectory import TrajectoryWriter
 from tiny import tiny_potential
 
-from ase_equivariant import EquivariantCalculator, save_potential, zoo
+from ase_equivariant import EquivariantCalculator, available_models, save_potential, zoo
 from ase_equivariant.cli.main import main
 from ase_equivariant.golden import golden_structures
 
@@ -63,7 +63,7 @@ def run(capsys):
     return runner
 
 
-@pytest.mark.parametrize("command", ["", "models", "info", "evaluate", "relax", "md", "train", "export"])
+@pytest.mark.parametrize("command", ["", "models", "info", "convert", "evaluate", "relax", "md", "train", "export"])
 def test_help_imports_nothing_heavy(command):
     code = f"""
 import sys
@@ -96,6 +96,38 @@ def test_a_terminal_that_knows_ascii_only_gets_question_marks(model):
 def test_models_says_so_when_nothing_is_shipped(run, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "MODELS", tmp_path)
     assert "No models are shipped" in run("models")[1]
+
+
+def test_models_lists_what_is_published(run):
+    out = run("models")[1]
+    for name in available_models(published=True):
+        assert name in out
+    row = next(line for line in out.splitlines() if "mace-off23-small" in line)
+    assert all(word in row for word in ("10", "ωB97M", "ASL*"))
+
+
+def test_a_licence_is_accepted_on_the_command_line(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
+    assert "ASL*" in run("models")[1]
+    code, _, err = run("info", "mace-off23-small")
+    assert code == 2
+    assert "--accept ASL" in err
+    assert run("models", "--accept", "mace-off23-small")[:2] == (0, "Accepted: ASL\n")
+    assert "ASL*" not in run("models")[1]
+    assert run("models", "--accept", "GPL")[0] == 2
+
+
+def test_convert_keeps_what_is_asked_for(run, model, tmp_path):
+    small = tmp_path / "small.safetensors"
+    about = ("--license", "CC0-1.0", "--name", "small", "--level-of-theory", "PBE")
+    code, out, _ = run("convert", model, "-o", small, "--elements", "Si,O", "--head", "r2scan", *about)
+    assert code == 0
+    assert all(word in out for word in ("O Si; heads: r2scan", "2 golden structures", "small.safetensors"))
+    code, out, _ = run("info", small, "--verify")
+    assert code == 0
+    assert all(word in out for word in ("CC0-1.0", "name: small", "restricted to: O Si of 5 elements", "tiny.safeten"))
+    energies = [EquivariantCalculator(f, head="r2scan").get_potential_energy(bulk("Si")) for f in (model, small)]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-6)
 
 
 def test_info_shows_the_header_and_what_an_isolated_atom_gives(run, model):
@@ -271,6 +303,14 @@ BAD = {
     "head": (("relax", "{si}", "-m", "{model}", "-o", "{out}.xyz", "--head", "mp2"), "pbe, r2scan"),
     "dtype": (("relax", "{si}", "-m", "{model}", "-o", "{out}.xyz", "--dtype", "half"), "float32, float64"),
     "not a model": (("info", "{si}"), "si.xyz"),
+    "convert no model": (("convert", "{si}", "-o", "{out}.safetensors"), "si.xyz"),
+    "convert unknown element": (
+        ("convert", "{model}", "-o", "{out}.safetensors", "--elements", "Au"),
+        "does not know Au; choose from H C O Si Cu",
+    ),
+    "convert unknown head": (("convert", "{model}", "-o", "{out}.safetensors", "--head", "mp2"), "pbe, r2scan"),
+    "convert default head": (("convert", "{model}", "-o", "{out}.safetensors", "--default-head", "mp2"), "pbe, r2scan"),
+    "convert onto itself": (("convert", "{model}", "-o", "{model}"), "is the file to be converted"),
     "no such config": (("train", "nothing.yaml"), "nothing.yaml"),
 }
 

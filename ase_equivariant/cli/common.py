@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # exit code, as after SIGINT in a shell
 
-ModelArgument = Annotated[str, typer.Argument(help="Name of a shipped model, or path of a model file.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Name of a shipped model, or path of a model file.")]
+ModelArgument = Annotated[str, typer.Argument(help="Name of a model, see `models`, or path of a model file.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Name of a model, see `models`, or path of a model file.")]
 Structure = Annotated[str, typer.Argument(help="Structure in any format of ASE; FILE@INDEX picks a frame.")]
 Head = Annotated[str | None, typer.Option(help="Head of a model that has several.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the network: float32 or float64.")]

@@ -1,22 +1,51 @@
-"""`ase-equivariant models`: what is shipped."""
+"""`ase-equivariant models`: what is shipped, and what is published elsewhere and downloaded by name."""
 
 from __future__ import annotations
+
+from typing import Annotated
+
+import typer
 
 from ase_equivariant.cli.show import console, say, table
 
 MANY_ELEMENTS = 12
 
 
-def models() -> None:
-    """List the models that are shipped with this package and work offline."""
+def models(
+    accept: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Accept the licence of a published model, once for this user.")
+    ] = None,
+) -> None:
+    """List the models that have a name: shipped ones work offline, published ones are downloaded on first use."""
+    from ase_equivariant.published import accept as accept_licence
     from ase_equivariant.zoo import available_models
 
-    names = available_models()
-    if not names:
-        say("No models are shipped with this installation; give the path of a model file instead of a name.")
+    if accept is not None:
+        say(f"Accepted: {accept_licence(accept)}")
         return
-    columns = ["name", "elements", "architecture", "level of theory", "size", "licence"]
-    console().print(table(columns, [_row(name) for name in names], right=False))
+    names = available_models()
+    if names:
+        columns = ["shipped", "elements", "architecture", "level of theory", "size", "licence"]
+        console().print(table(columns, [_row(name) for name in names], right=False))
+    else:
+        say("No models are shipped with this installation.")
+    columns = ["published", "elements", "level of theory", "size", "licence", ""]
+    published = [name for name in available_models(published=True) if name not in names]
+    listed = table(columns, [_published_row(name) for name in published], right=False)
+    listed.columns[0].no_wrap = True
+    console().print(listed)
+    say("`info NAME` tells more of a model, and downloads it. Licences with a * must be accepted once: --accept NAME.")
+
+
+def _published_row(name: str) -> list[str]:
+    from ase_equivariant.published import cached_file, entry, is_accepted
+
+    model = entry(name)
+    elements = model["elements"] if isinstance(model["elements"], int) else len(model["elements"])
+    size = f"{model['size'] / 1e6:.1f} MB" if model["size"] else "-"
+    licence = model["license"] + ("" if is_accepted(model["license"]) else "*")
+    state = "here" if cached_file(name).is_file() else ""
+    return [name, str(elements), model["level_of_theory"].split(" (")[0], size, licence, state]
 
 
 def _row(name: str) -> list[str]:

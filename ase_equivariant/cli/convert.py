@@ -1,0 +1,45 @@
+"""`ase-equivariant convert`: any model as a safe file of this package, whole or with what is needed of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ase_equivariant.cli import common
+from ase_equivariant.cli.models import element_list
+from ase_equivariant.cli.show import say, say_written
+
+
+def convert(
+    model: common.ModelArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write, FILE.safetensors.")],
+    elements: Annotated[str | None, typer.Option(help="Keep these elements only: H,C,N,O.")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="Keep this head only; may be given again.")] = None,
+    default_head: Annotated[str | None, typer.Option(help="Head that answers where none is asked for.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the model is called.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the model, as the file shall say.")] = None,
+    level_of_theory: Annotated[str | None, typer.Option(help="What the model was trained to reproduce.")] = None,
+) -> None:
+    """Convert a model of MACE, NequIP or Nequix, or shrink any model, to a file that cannot run code."""
+    from ase.calculators.calculator import InputError
+
+    from ase_equivariant.checkpoint import save_potential
+    from ase_equivariant.convert import convert as converted
+    from ase_equivariant.zoo import resolve
+
+    if output.exists() and output.samefile(resolve(model)):
+        raise InputError(f"{output} is the file to be converted; give another name to write to")
+    symbols = None if elements is None else elements.replace(",", " ").split()
+    about = {"name": name, "license": license, "level_of_theory": level_of_theory}
+    potential = converted(model, symbols, head or None, default_head, **about)
+    save_potential(potential, output)
+    golden = len(potential.metadata["golden"])
+    say(
+        f"{element_list(potential.atomic_numbers)}; heads: {', '.join(potential.heads)}; "
+        f"{output.stat().st_size / 1e6:.2f} MB; {golden} golden structures"
+    )
+    if "license" not in potential.metadata:
+        say("The file says nothing of its licence; --license adds it.")
+    say_written(model=output)

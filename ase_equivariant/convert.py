@@ -1,0 +1,53 @@
+"""Any model that can be read, as a file of this package: with its origin, its licence, and numbers that prove it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+from ase.data import chemical_symbols
+
+from ase_equivariant.checkpoint import load_potential
+from ase_equivariant.golden import golden_probes
+from ase_equivariant.potential import Potential
+from ase_equivariant.restrict import choose_head, restricted
+from ase_equivariant.storage import read_file
+from ase_equivariant.zoo import resolve
+
+
+def convert(
+    model: str | os.PathLike,
+    elements: Iterable[str] | None = None,
+    heads: Iterable[str] | None = None,
+    default_head: str | None = None,
+    **about: str | None,
+) -> Potential:
+    """The potential of any model file or name, with all that its file shall hold: `save_potential` writes it.
+
+    Parameters
+    ----------
+    elements : symbols of those to keep, all by default; energies of what is left do not change
+    heads : names of those to keep, all by default
+    default_head : the one that answers where none is asked for
+    about : what the file shall say of itself, such as `name`, `license`, `level_of_theory`; None leaves it as it is
+    """
+    whole = load_potential(model)
+    potential = restricted(whole, elements, heads)
+    if default_head is not None:
+        potential.metadata["default_head"] = choose_head(potential, default_head)
+    potential.metadata.update({key: value for key, value in about.items() if value is not None})
+    path = resolve(model)
+    provenance = {
+        "source_file": path.name,
+        "source_sha256": hashlib.sha256(read_file(path)).hexdigest(),
+        **potential.metadata.get("provenance", {}),
+    }
+    if len(potential.atomic_numbers) < len(whole.atomic_numbers):
+        symbols = [chemical_symbols[z] for z in potential.atomic_numbers]
+        provenance["restricted_to"] = f"{' '.join(symbols)} of {len(whole.atomic_numbers)} elements"
+    if len(potential.heads) < len(whole.heads):
+        provenance["restricted_to_heads"] = f"{', '.join(potential.heads)} of {', '.join(whole.heads)}"
+    potential.metadata["provenance"] = provenance
+    potential.metadata["golden"] = potential.metadata.get("golden") or golden_probes(potential)
+    return potential
