@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import fields
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from ase import Atoms
 from structures import STRUCTURES
 
 from ase_equivariant.architectures import ARCHITECTURES, build
@@ -13,8 +15,10 @@ from ase_equivariant.graph import from_atoms
 
 yaml = pytest.importorskip("yaml")
 
-TEXT = (Path(__file__).parents[1] / "docs" / "design_space.md").read_text()
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "design_space.md").read_text()
 CONFIGS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)]
+KNOWN = {field.name for kind in ARCHITECTURES.values() for field in fields(kind.Config)}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -33,11 +37,45 @@ def test_the_page_has_a_config_of_every_architecture():
     assert {config["architecture"] for config in CONFIGS} == set(ARCHITECTURES)
 
 
-def test_the_axes_of_the_table_are_all_fields_of_the_configs_but_what_the_data_or_the_user_decide():
+def test_the_axes_of_the_table_are_fields_of_the_configs():
     rows = [line.split("|")[2] for line in TEXT.splitlines() if line.startswith("|")][2:]
     named = set(re.findall(r"`(\w+)`", " ".join(rows)))
-    known = {field.name for kind in ARCHITECTURES.values() for field in fields(kind.Config)}
-    assert named | {"resnet"} == known - {"num_species", "cutoff", "num_heads"}
+    assert named >= {"num_interactions", "correlation", "l_max", "hidden_irreps", "skip", "radial", "readout_mlp"}
+    assert named <= KNOWN
+
+
+def test_every_field_but_those_that_the_data_or_the_user_decide_is_on_the_page():
+    assert set(re.findall(r"`(\w+)`", TEXT)) >= KNOWN - {"num_species", "cutoff", "num_heads"}
+
+
+def test_the_command_of_the_page_varies_fields_of_a_configuration_that_is_there():
+    (command,) = re.findall(r"^ase-equivariant ablate .*$", TEXT, flags=re.MULTILINE)
+    words = command.split()
+    base = yaml.safe_load((ROOT / words[2]).read_text())
+    axes = [words[i + 1].split("=")[0] for i, word in enumerate(words) if word == "--vary"]
+    assert axes == ["l_max", "correlation"]
+    assert set(axes) <= {field.name for field in fields(ARCHITECTURES[base["architecture"]].Config)}
+
+
+def test_linear_ace_feels_four_bodies_and_no_more():
+    config = next(c for c in CONFIGS if c["model"].get("readout") == "linear")
+    settings = {"num_species": 1, "avg_num_neighbors": 4.0, **config["model"], "hidden_irreps": "4x0e"}
+    model = build(config["architecture"], settings, dtype=torch.float64)
+    positions = [[0.0, 0.0, 0.0], [1.1, 0.3, 0.2], [-0.4, 1.2, 0.1], [0.2, -0.5, 1.3], [-1.0, -0.7, -0.6]]
+
+    def connected(bodies):
+        """The energy that no fewer atoms have together: inclusion and exclusion of all but the first."""
+        total = 0.0
+        for count in range(bodies):
+            for others in combinations(range(1, bodies), count):
+                atoms = Atoms(f"Cu{count + 1}", [positions[i] for i in (0, *others)])
+                graph = from_atoms(atoms, (29,), config["model"]["cutoff"])
+                energy = model(graph.vectors(), graph.species, graph.senders, graph.receivers)[0, 0].item()
+                total += (-1) ** (bodies - 1 - count) * energy
+        return abs(total)
+
+    assert connected(4) > 1e-4
+    assert connected(5) < 1e-11
 
 
 def test_links_of_the_page_lead_somewhere():
