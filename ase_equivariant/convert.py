@@ -33,7 +33,7 @@ def convert(
     about : what the file shall say of itself, such as `name`, `license`, `level_of_theory`; None leaves it as it is
     """
     whole = load_potential(model)
-    potential = restricted(whole, elements, heads)
+    potential = whole if elements is None and heads is None else restricted(whole, elements, heads)
     if default_head is not None:
         potential.metadata["default_head"] = choose_head(potential, default_head)
     potential.metadata.update({key: value for key, value in about.items() if value is not None})

@@ -63,6 +63,10 @@ def restricted(
         raise InputError(f"a model needs a head; choose one or more of {', '.join(potential.heads)}")
     kept = [potential.heads.index(name) for name in names]
     kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(potential.architecture)]
+    if kind not in OF_SPECIES:
+        raise InputError(
+            f"this version cannot restrict {kind} models: nothing says which weights have species"
+        )
     config = asdict(potential.architecture.config)
     architecture = build_unweighted(kind, _smaller(config, species, kept), potential.dtype)
     weights = {}
