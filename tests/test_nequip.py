@@ -50,6 +50,8 @@ def features_of(potential, graph):
         ("trainable_bessel", None),
         ("readout_mlp", 1.5),
         ("l_max", 7),
+        ("embedding_channels", -1),
+        ("embedding_channels", 20000),
         *[("hidden_irreps", text) for text in ("4x0o", "4x0e+4x3o", "4x0e+4x0e", "99999x0e", "all", "", None)],
     ],
 )
@@ -79,6 +81,9 @@ def test_without_parity_all_irreps_are_even():
         {"skip": "shared"},
         {"resnet": True},
         {"normalisation": "rms"},
+        {"normalisation": "nequix"},
+        {"embedding_channels": 7},
+        {"embedding_channels": 2, "interaction_first": "residual", "resnet": True},
         {"normalisation": "rms", "resnet": True, "skip": "shared", "interaction_first": "residual"},
         {"readout_mlp": 0},
         {"radial_mlp": ()},
@@ -181,6 +186,25 @@ def test_normalised_features_have_unit_mean_square_whatever_the_scale_of_the_mes
         squares = torch.stack([block.square().mean((1, 2)) for block in blocks]).mean(0)
         torch.testing.assert_close(squares, torch.ones_like(squares), rtol=0.01, atol=0)
     assert (seen[0][0] - seen[1][0]).abs().max() > 0.01
+
+
+def test_the_norm_of_nequix_sums_over_channels_and_divides_by_the_square_of_the_degree():
+    """1/√(ε + mean over irreps of Σ_km x²/(2l+1)²)."""
+    potential = tiny_potential("nequip", normalisation="nequix", hidden_irreps="4x0e+3x1o")
+    norm = potential.architecture.layers[1].norms[0]
+    generator = torch.Generator().manual_seed(0)
+    scalars, vectors = (torch.randn(5, *shape, generator=generator, dtype=torch.float64) for shape in ((1, 7), (3, 3)))
+    factor = ((scalars**2).sum((1, 2), keepdim=True) / 2 + (vectors**2).sum((1, 2), keepdim=True) / 9 / 2).rsqrt()
+    for found, block in zip(norm([scalars, vectors]), (scalars, vectors), strict=True):
+        torch.testing.assert_close(found, block * factor, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(0, 4), (1, 1), (9, 9)])
+def test_an_atom_begins_with_as_many_channels_as_the_embedding_has(channels, expected):
+    architecture = tiny_potential("nequip", embedding_channels=channels).architecture
+    assert architecture.embedding.shape == (5, expected)
+    assert architecture.layers[0].linear_up.maps[0].weight.shape == (expected, expected)
+    assert architecture.layers[1].linear_up.maps[0].weight.shape == (4, 4)
 
 
 # Atoms without neighbours --------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ase_equivariant.architectures.validation import (
     INTERACTIONS,
+    MAX_CHANNELS,
     check_choice,
     check_common,
     check_features,
@@ -42,7 +43,7 @@ from ase_equivariant.nn.gate import Gate
 from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import block_index, harmonics_irreps, layer_irreps, parse_irreps
 from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, normal_parameter
-from ase_equivariant.nn.norm import RMSNorm
+from ase_equivariant.nn.norm import NORMS, RMSNorm
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 from ase_equivariant.nn.readout import LinearReadout
 
@@ -59,11 +60,12 @@ class NequIPConfig:
     l_max: int = 2  # of the edges' harmonics
     parity: bool = True  # O(3); else SO(3), with even irreps only
     hidden_irreps: str = "32x0e+32x0o+32x1o+32x1e+32x2e+32x2o"  # of the features between layers
+    embedding_channels: int = 0  # of an atom before the first layer; 0: as many as there are even scalars
     num_interactions: int = 4
     interaction_first: str = "nonresidual"
     skip: str = "species"  # weights of the self-connection: one matrix per species, or one "shared" by all
     resnet: bool = False  # later layers add their input to those blocks of their output that have its channels
-    normalisation: str = "none"  # "rms": before each gate
+    normalisation: str = "none"  # "rms", or "nequix" for its weights of the irreps: before each gate
     readout_mlp: int = 16  # width between the two linear layers of the readout; 0: one layer
     num_heads: int = 1
 
@@ -71,9 +73,11 @@ class NequIPConfig:
         check_common(self, highest_l=6)
         check_choice(self, "interaction_first", INTERACTIONS)
         check_choice(self, "skip", ("species", "shared"))
-        check_choice(self, "normalisation", ("none", "rms"))
+        check_choice(self, "normalisation", ("none", *NORMS))
         for name in ("trainable_bessel", "parity", "resnet"):
             check_flag(self, name)
+        allowed = f"a whole number from 0 to {MAX_CHANNELS}"
+        require(whole(self.embedding_channels, 0, MAX_CHANNELS), self, "embedding_channels", allowed)
         require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
         check_features(self, self.parity)
 
@@ -88,7 +92,8 @@ class NequIP(torch.nn.Module):
         harmonics = harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)
         features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics, config.num_interactions)
         channels = features[-1].dim  # even scalars
-        self.embedding = normal_parameter((config.num_species, channels), generator)
+        features[0] = o3.Irreps([(config.embedding_channels or channels, "0e")])
+        self.embedding = normal_parameter((config.num_species, features[0].dim), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
         self.radial = RadialBasis(config.cutoff, config.num_bessel, config.envelope_power, config.trainable_bessel)
         self.layers = torch.nn.ModuleList(
@@ -132,7 +137,8 @@ class Layer(torch.nn.Module):
         self.linear = Linear(self.convolution.irreps_out, gated, generator)
         matrices = 1 if self.shared else config.num_species
         self.skip = SpeciesLinear(matrices, irreps_in if self.residual else gated, gated, generator)
-        self.norms = torch.nn.ModuleList([RMSNorm(gated)] if config.normalisation == "rms" else [])
+        kinds = [] if config.normalisation == "none" else [config.normalisation]
+        self.norms = torch.nn.ModuleList(RMSNorm(gated, kind) for kind in kinds)
         self.identity: list[int] = [  # per output block the input block added to it, or -1
             block_index(irreps_in, ir) if config.resnet and not first and irreps_in.count(ir) == mul else -1
             for mul, ir in irreps_out
