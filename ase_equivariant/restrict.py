@@ -64,9 +64,7 @@ def restricted(
     kept = [potential.heads.index(name) for name in names]
     kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(potential.architecture)]
     if kind not in OF_SPECIES:
-        raise InputError(
-            f"this version cannot restrict {kind} models: nothing says which weights have species"
-        )
+        raise InputError(f"this version cannot restrict {kind} models: nothing says which weights have species")
     config = asdict(potential.architecture.config)
     architecture = build_unweighted(kind, _smaller(config, species, kept), potential.dtype)
     weights = {}
