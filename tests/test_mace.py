@@ -24,7 +24,7 @@ BAD = {
     "l_max": [-1, 12, 2.0, "2", None],
     "correlation": [0, 5, 2.0, "3", [2, 2, 2], [3, 0], []],
     **dict.fromkeys(["trainable_bessel", "apply_cutoff", "agnostic_product", "parity", "last_readout_only"], [1, None]),
-    **dict.fromkeys(["radial_basis", "distance_transform", "readout"], ["Bessel", "", None]),
+    **dict.fromkeys(["radial_basis", "distance_transform", "readout", "readout_activation"], ["Bessel", "", None]),
     "transform_constants": [[1.0], "none", None],
     "covalent_radii": [[0.3, 0.7], 1.0, None],  # there is no transform that would need them
     "edge_irreps_first": ["4x0e+4x1o", "4x1o", "all", None],

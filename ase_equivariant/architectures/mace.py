@@ -43,7 +43,7 @@ from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
 from ase_equivariant.nn.linear import normal_parameter
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.nn.radial import RadialBasis
-from ase_equivariant.nn.readout import BiasReadout, LinearReadout, MLPReadout, NoReadout
+from ase_equivariant.nn.readout import GAINS, BiasReadout, LinearReadout, MLPReadout, NoReadout
 from ase_equivariant.nn.transforms import CONSTANTS, DistanceTransform
 
 MAX_COUPLING = 4_000_000  # entries of a dense coupling tensor; more takes minutes and gigabytes to set up
@@ -55,6 +55,7 @@ CHOICES = {
     "radial_basis": ("bessel", "gaussian", "chebyshev"),
     "distance_transform": ("none", *CONSTANTS),
     "readout": ("mlp", "bias_mlp", "linear"),
+    "readout_activation": tuple(GAINS),
 }
 
 
@@ -85,6 +86,7 @@ class MACEConfig:
     agnostic_product: bool = False  # weights of the products are the same for all species
     parity: bool = True  # False ignores the inversion: all features are even
     readout: str = "mlp"  # of the last layer
+    readout_activation: str = "silu"
     last_readout_only: bool = False
     pair_repulsion: ZBLConfig | None = None  # which the potential adds
 
@@ -229,4 +231,4 @@ def _readout(config: MACEConfig, channels: int, last: bool, generator: torch.Gen
     if not last or config.readout == "linear":
         return LinearReadout(channels, config.num_heads, generator)
     kind = MLPReadout if config.readout == "mlp" else BiasReadout
-    return kind(channels, config.readout_mlp, config.num_heads, generator)
+    return kind(channels, config.readout_mlp, config.num_heads, generator, config.readout_activation)

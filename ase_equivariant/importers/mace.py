@@ -13,7 +13,14 @@ import torch
 
 from ase_equivariant.architectures.mace import MACE, MACEConfig
 from ase_equivariant.architectures.mace_layers import ATTENTION_WIDTHS
-from ase_equivariant.importers.mace_weights import fill, irreps, radial_layers
+from ase_equivariant.importers.mace_weights import (
+    ACTIVATIONS,
+    fill,
+    irreps,
+    radial_layers,
+    readout_activation,
+    readout_width,
+)
 from ase_equivariant.importers.records import ForeignFileError, Record
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
@@ -126,18 +133,19 @@ def _radial_settings(root: Record, numbers: list[int]) -> dict[str, Any]:
     cutoff = float(root.get("r_max"))
     kind, name = BASES[radial.get("bessel_fn").name]
     numerals = radial.get("bessel_fn").get(name)
+    count = numerals.numel()
     usual = {
-        "bessel": lambda n: math.pi / cutoff * torch.arange(1, n + 1, dtype=torch.float64),
-        "gaussian": lambda n: torch.linspace(0.0, cutoff, n, dtype=torch.float64),
-        "chebyshev": lambda n: torch.arange(1, n + 1, dtype=torch.float64),
-    }[kind](numerals.numel())
-    error = (numerals.double().flatten() - usual).abs().max()
-    trained = bool(error > 4 * torch.finfo(numerals.dtype).eps * usual.max()) if kind != "chebyshev" else error > 0
+        "bessel": math.pi / cutoff * torch.arange(1, count + 1, dtype=torch.float64),
+        "gaussian": torch.linspace(0.0, cutoff, count, dtype=torch.float64),
+        "chebyshev": torch.arange(1, count + 1, dtype=torch.float64),
+    }[kind]
+    precision = torch.finfo(numerals.dtype if numerals.is_floating_point() else torch.float64).eps
+    trained = bool((numerals.double().flatten() - usual).abs().max() > 4 * precision * usual.max())
     if trained and kind != "bessel":
         raise ForeignFileError(f"it has a {kind} basis with other numbers than the usual ones")
     settings = {
         "cutoff": cutoff,
-        "num_bessel": numerals.numel(),
+        "num_bessel": count,
         "envelope_power": int(radial.get("cutoff_fn.p")),
         "radial_basis": kind,
         "trainable_bessel": trained,
@@ -169,22 +177,21 @@ def _layer_settings(root: Record) -> dict[str, Any]:
     if [ir.l for _, ir in hidden] != sorted(ir.l for _, ir in hidden):
         raise ForeignFileError(f"its features {hidden} do not come in the order of l")
     kinds = [INTERACTIONS[block.name] for block in interactions]
-    widths = {tuple(layer.shape[1] for layer in radial_layers(block)[:-1]) for block in interactions}
-    attentive = {ATTENTION_WIDTHS} if "attention_residual" in kinds else set()
-    others = {
-        tuple(layer.shape[1] for layer in radial_layers(block)[:-1])
-        for block, kind in zip(interactions, kinds)
-        if kind != "attention_residual"
-    }
-    if len(others) > 1 or widths - others - attentive:
-        raise ForeignFileError(f"its radial networks have the hidden widths {sorted(widths)}")
+    widths: dict[bool, set] = {
+        True: set(),
+        False: set(),
+    }  # hidden widths of radial networks, with attention and without
+    for block, kind in zip(interactions, kinds):
+        widths[kind == "attention_residual"].add(tuple(layer.shape[1] for layer in radial_layers(block)[:-1]))
+    if len(widths[False]) > 1 or not widths[True] <= {ATTENTION_WIDTHS}:
+        raise ForeignFileError(f"its radial networks have the hidden widths {sorted(widths[True] | widths[False])}")
     averaged = [block for block, kind in zip(interactions, kinds) if kind in AVERAGED] or interactions
     orders = tuple(
         1 + len(block.get(_CONTRACTIONS).children()[0].get("weights").state["_parameters"]) for block in products
     )
     return {
         "avg_num_neighbors": float(averaged[0].get("avg_num_neighbors")),
-        "radial_mlp": next(iter(others), ()),
+        "radial_mlp": next(iter(widths[False]), ()),
         "l_max": l_max,
         "hidden_irreps": str(hidden),
         "num_interactions": len(interactions),
@@ -215,10 +222,16 @@ def _readout_settings(root: Record, n_heads: int) -> dict[str, Any]:
     if len(kinds) != expected or set(kinds[:-1]) - {"linear"}:
         raise ForeignFileError(f"it has the readouts {', '.join(kinds) or 'none'} for {expected} layers")
     settings = {"readout": kinds[-1], "last_readout_only": last_only}
-    if kinds[-1] != "linear":
-        channels = irreps(root.get("products").children()[-1].get("linear.irreps_out")).count("0e")
-        settings["readout_mlp"] = readouts[-1].get("linear_1.weight").numel() // n_heads // channels
-    return settings
+    if kinds[-1] == "linear":
+        return settings
+    activation = readout_activation(readouts[-1])
+    if activation is None and kinds[-1] == "mlp":
+        return settings | {"readout": "linear"}
+    function = getattr(activation.get("f"), "name", "none") if activation else "none"
+    known = [name for name, functions in ACTIVATIONS.items() if function in functions]
+    if not known:
+        raise ForeignFileError(f"its readout has the activation {function}; known are {', '.join(ACTIVATIONS)}")
+    return settings | {"readout_mlp": readout_width(readouts[-1], n_heads), "readout_activation": known[0]}
 
 
 def _pair_repulsion(root: Record, numbers: list[int]) -> ZBLConfig | None:

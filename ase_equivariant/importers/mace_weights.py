@@ -23,11 +23,18 @@ from ase_equivariant.nn.coupling import clebsch_gordan, symmetric_products
 from ase_equivariant.nn.gate import SIGMOID_GAIN
 from ase_equivariant.nn.linear import Linear, SpeciesLinear
 from ase_equivariant.nn.radial import SILU_GAIN, PairMLP
-from ase_equivariant.nn.readout import BiasReadout, LinearReadout
+from ase_equivariant.nn.readout import GAINS, BiasReadout, LinearReadout
 
 SILU = ("torch.nn.functional.silu", "torch.nn.modules.activation.SiLU")
+ACTIVATIONS = {
+    "silu": SILU,
+    "tanh": ("torch.tanh", "torch.nn.modules.activation.Tanh"),
+    "abs": ("torch.abs",),
+}
 SIGMOID = ("torch.nn.functional.sigmoid", "torch.sigmoid", "torch.nn.modules.activation.Sigmoid")
 LAYER_NORM_EPSILON = 1e-5
+# l1 l2 l3 of odd sum, up to 4, whose coupling is minus ours
+ODD_NEGATIVE = ("212", "232", "243", "313", "324", "342", "414", "434")
 
 
 def irreps(value: Record | str) -> o3.Irreps:
@@ -176,15 +183,26 @@ def _check_activation(function: object, known: tuple[str, ...]) -> None:
 
 
 def _path_signs(sources: o3.Irreps, config: MACEConfig) -> Tensor:
-    """e3nn's sign of each path's coupling relative to ours, one per channel of each path."""
+    """The sign that each path's coupling has in e3nn 0.4.4 relative to ours, one per channel of each path."""
     signs = []
     l_max = config.l_max
     for l3, (channels, ir), l2 in product(range(l_max + 1), sources, range(l_max + 1)):
-        even = (ir.l + l2 + l3) % 2 == 0 or not config.parity
-        if abs(ir.l - l2) <= l3 <= ir.l + l2 and even:
-            theirs = o3.wigner_3j(ir.l, l2, l3, dtype=torch.float64).numpy()
-            signs += [np.sign((theirs * clebsch_gordan(ir.l, l2, l3)).sum())] * channels
+        odd = (ir.l + l2 + l3) % 2 == 1
+        if abs(ir.l - l2) <= l3 <= ir.l + l2 and not (odd and config.parity):
+            signs += [_odd_sign(ir.l, l2, l3) if odd else _even_sign(ir.l, l2, l3)] * channels
     return torch.tensor(signs, dtype=torch.float64)
+
+
+def _even_sign(l1: int, l2: int, l3: int) -> float:
+    theirs = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).numpy()
+    return float(np.sign((theirs * clebsch_gordan(l1, l2, l3)).sum()))
+
+
+def _odd_sign(l1: int, l2: int, l3: int) -> float:
+    """Releases of e3nn differ in these signs, and models are made with 0.4.4, whose signs are written out."""
+    if max(l1, l2, l3) > 4:
+        raise ForeignFileError("it couples l > 4 without parity, whose signs are not known")
+    return -1.0 if f"{l1}{l2}{l3}" in ODD_NEGATIVE else 1.0
 
 
 def _fill_contraction(output: torch.nn.Module, contraction: Record, config: MACEConfig) -> None:
@@ -223,18 +241,33 @@ def _change_of_basis(
 
 
 def _fill_readout(readout: torch.nn.Module, theirs: Record, n_heads: int) -> None:
-    if isinstance(readout, LinearReadout):
+    if theirs.get("linear") is not None:
         readout.linear.weight.copy_(theirs.get("linear.weight").double().reshape(readout.linear.weight.shape))
         return
-    gain = _constant(theirs.get("non_linearity").get("acts").children()[0], SILU) / SILU_GAIN
-    hidden = readout.weight.shape[1]
-    first = readout.first if isinstance(readout, BiasReadout) else readout.hidden
-    first.weight.copy_(theirs.get("linear_1.weight").double().reshape(first.weight.shape))
+    first = theirs.get("linear_1.weight").double().reshape(-1, n_heads, readout_width(theirs, n_heads))
     # theirs divides by √ of all heads' hidden units, of which each head sees its own
-    outputs = theirs.get("linear_2.weight").double().reshape(n_heads, hidden, n_heads)
-    readout.weight.copy_(gain * outputs.diagonal(dim1=0, dim2=2).T / math.sqrt(n_heads))
+    last = theirs.get("linear_2.weight").double().reshape(n_heads, -1, n_heads) / math.sqrt(n_heads)
+    last = last.diagonal(dim1=0, dim2=2).T  # [n_heads, hidden]
+    if isinstance(readout, LinearReadout):  # without an activation, the two matrices are one
+        readout.linear.weight.copy_(torch.einsum("chk,hk->ch", first, last) / math.sqrt(last.shape[1]))
+        return
+    gain = _constant(readout_activation(theirs), ACTIVATIONS[readout.activation]) / GAINS[readout.activation]
+    readout.weight.copy_(gain * last)
+    inner = readout.first if isinstance(readout, BiasReadout) else readout.hidden
+    inner.weight.copy_(first.flatten(1))
     if isinstance(readout, BiasReadout):
-        middle = theirs.get("linear_mid.weight").double().reshape(n_heads, hidden, n_heads, hidden)
+        middle = theirs.get("linear_mid.weight").double().reshape(n_heads, *last.shape[1:], n_heads, *last.shape[1:])
         readout.second.copy_(gain * middle.diagonal(dim1=0, dim2=2).movedim(2, 0) / math.sqrt(n_heads))
-        readout.second_bias.copy_(theirs.get("linear_mid.bias").double().reshape(n_heads, hidden))
+        readout.second_bias.copy_(theirs.get("linear_mid.bias").double().reshape(last.shape))
         readout.bias.copy_(theirs.get("linear_2.bias").double())
+
+
+def readout_width(readout: Record, n_heads: int) -> int:
+    """Hidden units of a head."""
+    return irreps(readout.get("hidden_irreps")).dim // n_heads
+
+
+def readout_activation(readout: Record) -> Record | None:
+    """The normalised activation of a readout, None where it has none."""
+    activations = readout.get("non_linearity.acts").children()
+    return activations[0] if activations else None
