@@ -15,6 +15,7 @@ import os
 from dataclasses import asdict
 from functools import cache
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,8 +55,7 @@ def load_potential(path_or_name: str | os.PathLike) -> Potential:
     """Read a potential from a file, or one by its name; in eval mode, in the precision it was saved in."""
     path = resolve(path_or_name)
     potential = from_bytes(read_file(path), str(path))
-    for key, value in facts(path_or_name).items():
-        potential.metadata.setdefault(key, value)
+    potential.metadata.update(facts(path_or_name))
     return potential
 
 
@@ -143,7 +143,10 @@ def _convert(data: bytes, source: str) -> Potential:
         potential = import_model(data).eval()
     except ValueError as error:
         raise InputError(f"cannot import {source}: {error}; nothing in it was executed") from error
-    potential.metadata["golden"] = golden_probes(potential)
+    golden = golden_probes(potential)
+    if not all(isfinite(record["energy"]) for record in golden):
+        raise InputError(f"{source} gives energies that are not numbers; its weights are damaged, get the file again")
+    potential.metadata["golden"] = golden
     return potential
 
 
@@ -151,9 +154,8 @@ def _convert(data: bytes, source: str) -> Potential:
 def _converter() -> str:
     """What a conversion depends on besides the file: this version, and its code while that is being worked on."""
     digest = hashlib.sha256(__version__.encode())
-    folder = Path(__file__).parent
-    for part in ("importers", "architectures", "nn"):
-        for file in sorted((folder / part).glob("*.py")):
+    for pattern in ("importers/*.py", "architectures/*.py", "nn/*.py", "golden.py"):
+        for file in sorted(Path(__file__).parent.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -75,7 +75,7 @@ def _chain(numbers: Sequence[int]) -> Atoms:
 
 def _crystal(first: int, second: int) -> Atoms:
     """The structure of caesium chloride, sheared, with one atom out of its place."""
-    a = 2 / 3**0.5 * _bond(first, second)
+    a = 2 / 3**0.5 * max(_bond(first, second), 2.5)  # at least the volume that a copper atom has
     atoms = Atoms([first, second], scaled_positions=[[0, 0, 0], [0.5, 0.48, 0.53]], cell=a * np.eye(3), pbc=True)
     atoms.set_cell(atoms.cell @ np.array([[1, 0.05, 0], [0, 1, 0.02], [0, 0, 1.03]]), scale_atoms=True)
     return atoms

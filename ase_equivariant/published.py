@@ -41,9 +41,9 @@ def entry(name: str) -> dict[str, Any]:
 
 
 def facts(name: str | os.PathLike) -> dict[str, str]:
-    """Level of theory, training data, licence and citation of a published model; nothing for any other name."""
-    known = _table()["models"].get(name, {}) if isinstance(name, str) else {}
-    return {key: known[key] for key in FACTS if key in known}
+    """Name, level of theory, training data, licence and citation of a published model; nothing for any other name."""
+    known = _table()["models"].get(name) if isinstance(name, str) else None
+    return {} if known is None else {"name": name, **{key: known[key] for key in FACTS}}
 
 
 def accept(name: str) -> str:

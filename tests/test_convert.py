@@ -115,6 +115,16 @@ def test_an_imported_model_proves_itself_with_every_head(foreign, cache, convers
     assert max(verify_golden(potential).values()) > 1e-3
 
 
+def test_a_file_whose_weights_are_not_numbers_is_refused(foreign, cache, conversions):
+    potential = tiny_potential()
+    with torch.no_grad():
+        next(potential.parameters()).fill_(torch.nan)
+    foreign.write_bytes(MARK + to_bytes(potential))
+    with pytest.raises(InputError, match=r"my\.model gives energies that are not numbers"):
+        load_potential(foreign)
+    assert not list(cache.rglob("*.safetensors"))
+
+
 def test_golden_structures_of_eighty_nine_elements_are_small(tmp_path):
     potential = tiny_potential(atomic_numbers=(*range(1, 84), *range(89, 95)))
     save_potential(potential, tmp_path / "a.safetensors")

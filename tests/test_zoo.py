@@ -139,7 +139,9 @@ def test_a_name_is_downloaded_once_and_then_works_without_a_network(model, site,
     assert atoms.calc.parameters["sha256"] == SHA256
     assert "downloading tiny from http://" in capfd.readouterr().err
     assert files(cache) == ["tiny.safetensors"]
-    assert load_potential("tiny").metadata["citation"] == "Nobody 2026"
+    metadata = load_potential("tiny").metadata
+    assert (metadata["name"], metadata["citation"]) == ("tiny", "Nobody 2026")
+    assert "citation" not in load_potential(published.cached_file("tiny")).metadata
     assert site["asked"] == [None]
 
 
