@@ -7,7 +7,7 @@ changes a bit of the result.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -32,5 +32,19 @@ def run_rows(kernel: Callable, n_rows: int, *arguments) -> None:
     bounds = [n_rows * t // threads for t in range(threads + 1)]
     futures = [_POOL.submit(kernel, a, b, *arguments) for a, b in pairwise(bounds[1:])]
     kernel(0, bounds[1], *arguments)
+    for future in futures:
+        future.result()
+
+
+def run_blocks(work: Callable[[int, int], object], blocks: Sequence[tuple[int, int]]) -> None:
+    """Call work(start, end) for every block, on as many threads as torch uses; one block needs none but the caller's."""
+    threads = max(min(torch.get_num_threads(), len(blocks)), 1)
+
+    def share(first: int) -> None:
+        for a, b in blocks[first::threads]:
+            work(a, b)
+
+    futures = [_POOL.submit(share, t) for t in range(1, threads)]
+    share(0)
     for future in futures:
         future.result()

@@ -1,0 +1,143 @@
+"""The fast backend of a CPU: the stages of a program as compiled kernels, driven over blocks of atoms.
+
+Blocks are the same for any number of threads and each row is written by the kernel call of its own block, so results
+are repeatable bit for bit. Threads meet only before a stage that reads rows of other atoms: a convolution.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase.calculators.calculator import CalculatorSetupError
+
+from ase_equivariant.derivatives import Prediction
+from ase_equivariant.graph import Graph
+from ase_equivariant.inference.lower import lower
+from ase_equivariant.inference.numba.compile import Compiler
+from ase_equivariant.inference.numba.contract import ContractKernel
+from ase_equivariant.inference.numba.convolve import ConvolveKernel
+from ase_equivariant.inference.numba.geometry import HIGHEST, GeometryKernel
+from ase_equivariant.inference.numba.linear import EmbedKernel, LinearKernel
+from ase_equivariant.inference.numba.pointwise import GateKernel, NormKernel, ReadoutKernel
+from ase_equivariant.inference.numba.run import Run
+from ase_equivariant.inference.program import CannotLower, Contract, Convolve, Embed, Gate, Linear, Norm, Readout
+from ase_equivariant.nn.threads import run_blocks
+from ase_equivariant.potential import Potential
+
+KERNELS = {
+    Embed: EmbedKernel,
+    Convolve: ConvolveKernel,
+    Linear: LinearKernel,
+    Contract: ContractKernel,
+    Gate: GateKernel,
+    Norm: NormKernel,
+    Readout: ReadoutKernel,
+}
+DTYPES = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
+SMALL, LARGE = 48, 64  # atoms: up to SMALL they are one block, and no block has more than LARGE
+
+
+class Numba:
+    """The backend; float64 keeps the radial networks, float32 takes splines through them."""
+
+    def __init__(self, potential: Potential, device: torch.device):
+        if device.type != "cpu":
+            raise CalculatorSetupError(f"backend 'numba' runs on the CPU, not on {device}")
+        self.potential, self.dtype = potential, DTYPES[potential.dtype]
+        try:
+            self.program = lower(potential, exact=potential.dtype == torch.float64)
+            if len(self.program.harmonics) > HIGHEST:
+                raise CannotLower(f"l_max = {len(self.program.harmonics)}")
+        except CannotLower as error:
+            raise CalculatorSetupError(
+                f"backend 'numba' is not available for this model: {error} is not known to it"
+            ) from None
+        compiler = Compiler(self.dtype)
+        self.geometry = GeometryKernel(self.program.harmonics, compiler)
+        self.stages = [self.geometry, *(KERNELS[type(stage)](stage, compiler) for stage in self.program.stages)]
+
+    def __call__(self, graph: Graph, forces: bool) -> Prediction:
+        run = self._prepare(graph, forces)
+        blocks = _blocks(graph.n_nodes)
+        for steps in self._phases(forces):
+            run_blocks(lambda a, b, steps=steps: [step(run, a, b) for step in steps], blocks)
+        potential, heads = self.potential, graph.heads[graph.batch]
+        constants = (potential.atomic_energies + potential.shift)[heads, graph.species]
+        node_energies = constants + potential.scale[heads, graph.species] * torch.from_numpy(run.energies)
+        energy = node_energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, node_energies)
+        if not forces:
+            return Prediction(energy, node_energies)
+        return Prediction(energy, node_energies, *self._derivatives(run, graph, blocks))
+
+    def _phases(self, forces: bool) -> list[list]:
+        """Steps that a block of atoms may take without waiting for the others, one list after the other."""
+        phases, written, reached = [[]], set(), set()
+        for stage in self.stages:
+            if isinstance(stage, ConvolveKernel) and stage.source:
+                phases.append([])
+            if stage.target and stage.target not in written:
+                written.add(stage.target)
+                phases[-1].append(_clear("values", stage.target))
+            phases[-1].append(stage.forward)
+        for stage in reversed(self.stages) if forces else ():
+            if isinstance(stage, ConvolveKernel):
+                phases.append([])
+            if stage.source and stage.source not in reached:
+                reached.add(stage.source)
+                phases[-1].append(_clear("gradients", stage.source))
+            phases[-1].append(stage.backward)
+        return phases
+
+    def _prepare(self, graph: Graph, forces: bool) -> Run:
+        n, e, real = graph.n_nodes, graph.n_edges, self.dtype
+        species, heads = graph.species.numpy(), graph.heads[graph.batch]
+        receivers = graph.receivers.numpy()
+        cell = graph.cell[graph.batch[graph.receivers]] if graph.n_graphs > 1 else graph.cell
+        offsets = sum(graph.shifts[:, i : i + 1] * cell[:, i] for i in range(3))
+        block_of = np.repeat(np.arange(len(_blocks(n))), [b - a for a, b in _blocks(n)])
+        widths, size = self.program.widths.items(), (len(self.program.harmonics) + 1) ** 2
+        kept = widths if forces else ()
+        return Run(
+            species=species,
+            heads=heads.numpy(),
+            rows=np.arange(n),
+            zeros=np.zeros(n, np.int64),
+            order=np.lexsort((species, block_of)),
+            seeds=self.potential.scale[heads, graph.species].numpy().astype(real),
+            energies=np.zeros(n),
+            values={name: np.empty((n, width), real) for name, width in widths},
+            gradients={name: np.empty((n, width), real) for name, width in kept},
+            first=np.concatenate([[0], np.bincount(receivers, minlength=n).cumsum()]),
+            senders=graph.senders.numpy(),
+            offsets=offsets.numpy(),
+            positions=graph.positions.numpy(),
+            lengths=np.empty(e),
+            vectors=np.empty((e, 3)),
+            harmonics=np.empty((e, size), real),
+            harmonics_gradient=np.zeros((e * forces, size), real),
+            lengths_gradient=np.zeros(e * forces, real),
+            vectors_gradient=np.empty((e * forces, 3)),
+        )
+
+    def _derivatives(self, run: Run, graph: Graph, blocks: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forces and strain gradient from the gradients of the reversed edges."""
+        forces, strain = np.zeros((graph.n_nodes, 3)), np.zeros((graph.n_nodes, 3, 3))
+        arrays = run.first, run.vectors, run.vectors_gradient, strain
+        run_blocks(lambda a, b: self.geometry.strain(a, b, *arrays), blocks)
+        self.geometry.forces(run.first, run.senders, run.vectors_gradient, forces)
+        summed = torch.zeros((graph.n_graphs, 3, 3), dtype=torch.float64)
+        summed = summed.index_add(0, graph.batch, torch.from_numpy(strain))
+        return torch.from_numpy(forces), 0.5 * (summed + summed.transpose(1, 2))
+
+
+def _clear(kind: str, name: str):
+    def clear(run: Run, a: int, b: int) -> None:
+        getattr(run, kind)[name][a:b] = 0.0
+
+    return clear
+
+
+def _blocks(n_nodes: int) -> list[tuple[int, int]]:
+    """Ranges of nodes, a function of their number alone."""
+    size = n_nodes if n_nodes <= SMALL else min(LARGE, -(-n_nodes // 8))
+    return [(a, min(a + size, n_nodes)) for a in range(0, n_nodes, max(size, 1))]

@@ -1,0 +1,186 @@
+"""Gate, norm and readout: what acts on each node by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ase_equivariant.inference.numba.compile import Compiler
+from ase_equivariant.inference.numba.run import Run
+from ase_equivariant.inference.program import Gate, Norm, Readout
+
+GATE = """
+@exact
+def silu(x):
+    return x / (real(1.0) + np.exp(-x))
+
+@exact
+def silu_slope(x):
+    s = real(1.0) / (real(1.0) + np.exp(-x))
+    return s * (real(1.0) + x * (real(1.0) - s))
+
+@exact
+def forward(a, b, even, odd, gated, gain, odd_gain, xs, ys):
+    for n in range(a, b):
+        x, y = xs[n], ys[n]
+        for k in range(even):
+            y[k] += gain * silu(x[k])
+        for i in range(len(odd)):
+            for k in range(odd[i, 2]):
+                y[odd[i, 1] + k] += odd_gain * np.tanh(x[odd[i, 0] + k])
+        for i in range(len(gated)):
+            gate, start, out, dim, width = gated[i]
+            for k in range(width):
+                g = gain * silu(x[gate + k])
+                for m in range(dim):
+                    y[out + m * width + k] += g * x[start + m * width + k]
+
+@exact
+def backward(a, b, even, odd, gated, gain, odd_gain, xs, gs, dxs):
+    for n in range(a, b):
+        x, g, dx = xs[n], gs[n], dxs[n]
+        for k in range(even):
+            dx[k] += gain * silu_slope(x[k]) * g[k]
+        for i in range(len(odd)):
+            for k in range(odd[i, 2]):
+                t = np.tanh(x[odd[i, 0] + k])
+                dx[odd[i, 0] + k] += odd_gain * (real(1.0) - t * t) * g[odd[i, 1] + k]
+        for i in range(len(gated)):
+            gate, start, out, dim, width = gated[i]
+            for k in range(width):
+                factor, total = gain * silu(x[gate + k]), real(0.0)
+                for m in range(dim):
+                    total += g[out + m * width + k] * x[start + m * width + k]
+                    dx[start + m * width + k] += factor * g[out + m * width + k]
+                dx[gate + k] += gain * silu_slope(x[gate + k]) * total
+"""
+NORM = """
+@summing
+def forward(a, b, shares, weights, epsilon, xs, ys):
+    for n in range(a, b):
+        x, y, mean = xs[n], ys[n], epsilon
+        for k in range(x.size):
+            mean += shares[k] * x[k] * x[k]
+        factor = real(1.0) / np.sqrt(mean)
+        for k in range(x.size):
+            y[k] += factor * weights[k] * x[k]
+
+@summing
+def backward(a, b, shares, weights, epsilon, xs, gs, dxs):
+    for n in range(a, b):
+        x, g, dx, mean, total = xs[n], gs[n], dxs[n], epsilon, real(0.0)
+        for k in range(x.size):
+            mean += shares[k] * x[k] * x[k]
+            total += g[k] * weights[k] * x[k]
+        factor = real(1.0) / np.sqrt(mean)
+        total *= factor * factor * factor
+        for k in range(x.size):
+            dx[k] += factor * weights[k] * g[k] - total * shares[k] * x[k]
+"""
+READOUT = """
+@summing
+def linear(a, b, heads, weights, xs, energies):
+    for n in range(a, b):
+        x, w, total = xs[n], weights[heads[n]], real(0.0)
+        for k in range(w.size):
+            total += w[k] * x[k]
+        energies[n] += total
+
+@summing
+def linear_gradient(a, b, heads, weights, seeds, dxs):
+    for n in range(a, b):
+        dx, w, seed = dxs[n], weights[heads[n]], seeds[n]
+        for k in range(w.size):
+            dx[k] += seed * w[k]
+
+@summing
+def mlp(a, b, heads, weights, hidden, xs, energies):
+    v = np.empty(weights.shape[1], real)
+    for n in range(a, b):
+        x, w, matrix, total = xs[n], weights[heads[n]], hidden[heads[n]], real(0.0)
+        v[:] = real(0.0)
+        for i in range(len(matrix)):
+            for k in range(v.size):
+                v[k] += x[i] * matrix[i, k]
+        for k in range(v.size):
+            total += w[k] * v[k] / (real(1.0) + np.exp(-v[k]))
+        energies[n] += total
+
+@summing
+def mlp_gradient(a, b, heads, weights, hidden, xs, seeds, dxs):
+    v = np.empty(weights.shape[1], real)
+    for n in range(a, b):
+        x, dx, w, matrix, seed = xs[n], dxs[n], weights[heads[n]], hidden[heads[n]], seeds[n]
+        v[:] = real(0.0)
+        for i in range(len(matrix)):
+            for k in range(v.size):
+                v[k] += x[i] * matrix[i, k]
+        for k in range(v.size):
+            s = real(1.0) / (real(1.0) + np.exp(-v[k]))
+            v[k] = seed * w[k] * s * (real(1.0) + v[k] * (real(1.0) - s))
+        for i in range(len(matrix)):
+            total = real(0.0)
+            for k in range(v.size):
+                total += matrix[i, k] * v[k]
+            dx[i] += total
+"""
+
+
+class GateKernel:
+    """Kernel of a `Gate`."""
+
+    def __init__(self, stage: Gate, compiler: Compiler):
+        self.source, self.target = stage.source, stage.target
+        real = compiler.dtype.type
+        odd = np.array(stage.odd, np.int64).reshape(-1, 3)
+        gated = np.array(stage.gated, np.int64).reshape(-1, 5)
+        self.layout = stage.even, odd, gated, real(stage.even_gain), real(stage.odd_gain)
+        kernels = compiler(GATE)
+        self._forward, self._backward = kernels["forward"], kernels["backward"]
+
+    def forward(self, run: Run, a: int, b: int) -> None:
+        self._forward(a, b, *self.layout, run.values[self.source], run.values[self.target])
+
+    def backward(self, run: Run, a: int, b: int) -> None:
+        gradients = run.gradients[self.target], run.gradients[self.source]
+        self._backward(a, b, *self.layout, run.values[self.source], *gradients)
+
+
+class NormKernel:
+    """Kernel of a `Norm`."""
+
+    def __init__(self, stage: Norm, compiler: Compiler):
+        self.source, self.target = stage.source, stage.target
+        shares, weights = stage.shares.astype(compiler.dtype), stage.weights.astype(compiler.dtype)
+        self.constants = shares, weights, compiler.dtype.type(stage.epsilon)
+        kernels = compiler(NORM)
+        self._forward, self._backward = kernels["forward"], kernels["backward"]
+
+    def forward(self, run: Run, a: int, b: int) -> None:
+        self._forward(a, b, *self.constants, run.values[self.source], run.values[self.target])
+
+    def backward(self, run: Run, a: int, b: int) -> None:
+        gradients = run.gradients[self.target], run.gradients[self.source]
+        self._backward(a, b, *self.constants, run.values[self.source], *gradients)
+
+
+class ReadoutKernel:
+    """Kernel of a `Readout`."""
+
+    target = None
+
+    def __init__(self, stage: Readout, compiler: Compiler):
+        self.source = stage.source
+        kernels = compiler(READOUT)
+        self.weights = [stage.weights.astype(compiler.dtype)]
+        name = "linear"
+        if stage.hidden is not None:
+            self.weights.append(stage.hidden.astype(compiler.dtype))
+            name = "mlp"
+        self._value, self._gradient, self.needs_values = kernels[name], kernels[f"{name}_gradient"], name == "mlp"
+
+    def forward(self, run: Run, a: int, b: int) -> None:
+        self._value(a, b, run.heads, *self.weights, run.values[self.source], run.energies)
+
+    def backward(self, run: Run, a: int, b: int) -> None:
+        values = (run.values[self.source],) if self.needs_values else ()
+        self._gradient(a, b, run.heads, *self.weights, *values, run.seeds, run.gradients[self.source])
