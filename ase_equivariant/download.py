@@ -89,7 +89,11 @@ def _receive_all(url: str, part: Path, progress: Progress) -> None:
         if failures == ATTEMPTS:
             raise InputError(
                 f"cannot download {url}: {reason}; "
-                + (f"{_size(part)} bytes are kept, ask again to continue" if part.exists() else "is there a network?")
+                + (
+                    f"{_size(part)} bytes are kept, ask again to continue"
+                    if part.exists()
+                    else "is there a network? Without one, ASE_EQUIVARIANT_MIRROR names a folder that has the file"
+                )
             )
 
 

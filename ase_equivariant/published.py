@@ -85,7 +85,10 @@ def obtain(name: str) -> Path:
     if file.is_file():
         if file_sha256(file) == model["sha256"]:
             return file
-        file.unlink(missing_ok=True)  # it was damaged here: what came was checked
+        try:
+            file.unlink(missing_ok=True)  # it was damaged here: what came was checked
+        except OSError as error:
+            raise InputError(f"{file} is damaged and cannot be replaced: {error.strerror}") from error
     mirrored = _mirrored(model["url"], model["sha256"])
     if mirrored is not None:
         return mirrored

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -198,11 +199,13 @@ def test_a_copy_that_was_damaged_is_fetched_again(model, site):
     assert len(site["asked"]) == 2
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(model, cache, monkeypatch):
-    def full(fileno):
+class FullDisk(io.FileIO):
+    def write(self, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
+
+def test_a_full_disk_is_said_and_leaves_nothing(model, cache, monkeypatch):
+    monkeypatch.setattr(download, "open", FullDisk, raising=False)
     with pytest.raises(InputError, match="No space left on device; make room there, or set ASE_EQUIVARIANT_CACHE"):
         published.obtain("tiny")
     assert files(cache) == []
