@@ -100,6 +100,7 @@ def import_mace(root: Record) -> Potential:
         atomic_energies=root.get("atomic_energies_fn.atomic_energies").double().reshape(-1, len(numbers)).expand(shape),
         **{name: table.double().reshape(-1, 1).expand(shape) for name, table in tables.items()},
         heads=heads,
+        metadata={"provenance": {"source_package": "mace-torch"}},
     )
 
 

@@ -64,6 +64,7 @@ def import_nequip(content: Content) -> Potential:
         atomic_energies=torch.zeros(1, len(numbers)),
         scale=_table(parts, "scales", 1.0, len(numbers))[:, order],
         shift=_table(parts, "shifts", 0.0, len(numbers))[:, order],
+        metadata={"provenance": {"source_package": "nequip"}},
     )
 
 
