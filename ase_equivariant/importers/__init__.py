@@ -5,6 +5,8 @@ from __future__ import annotations
 from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.nequip import import_nequip
 from ase_equivariant.importers.nequip_checkpoint import checkpoint_records
+from ase_equivariant.importers.nequix import START as NEQUIX
+from ase_equivariant.importers.nequix import import_nequix
 from ase_equivariant.importers.records import LEGACY, Content, read_content
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.potential import Potential
@@ -14,14 +16,13 @@ ZIP = b"PK\x03\x04"  # how the files of torch.save, torch.package and torch.jit.
 
 def recognises(data: bytes) -> bool:
     """Whether content begins like a file that `import_model` reads, if only to say why it refuses it."""
-    return data.startswith((ZIP, LEGACY)) or data[257:262] == b"ustar"
+    return data.startswith((ZIP, LEGACY, NEQUIX)) or data[257:262] == b"ustar"
 
 
 def import_model(data: bytes) -> Potential:
     """The potential in the content of a file that another package wrote; `ForeignFileError` says why not."""
-    content = read_content(data)
     try:
-        return _rebuild(content)
+        return import_nequix(data) if data.startswith(NEQUIX) else _rebuild(read_content(data))
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ForeignFileError(f"its layout is not that of a model that this version knows ({reason})") from error
