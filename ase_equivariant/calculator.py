@@ -30,6 +30,7 @@ from ase_equivariant.checkpoint import from_bytes, read_file, to_bytes
 from ase_equivariant.derivatives import Prediction
 from ase_equivariant.golden import verify_golden
 from ase_equivariant.graph import Graph, from_atoms
+from ase_equivariant.inference.checked import Checked
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
@@ -267,7 +268,9 @@ def _start_verified(name: str, potential: Potential, device: torch.device, dtype
         raise CalculatorSetupError(
             f"backend {name!r} on {device} in {dtype} does not reproduce the model's golden results: errors in {found}"
         )
-    return backend
+    if name != "numba":
+        return backend
+    return Checked(name, backend, inference.start("eager", potential, device), DTYPES[dtype])
 
 
 def _require(what: str, value: str, allowed, where: str = "") -> None:

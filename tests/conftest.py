@@ -7,7 +7,7 @@ import torch
 from e3nn import o3
 from tiny import TINY, tiny_potential
 
-from ase_equivariant import EquivariantCalculator, save_potential
+from ase_equivariant import EquivariantCalculator, inference, save_potential
 from ase_equivariant.graph import concatenate, from_atoms
 
 
@@ -15,6 +15,13 @@ from ase_equivariant.graph import concatenate, from_atoms
 def _no_test_uses_the_user_s_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_are_compiled_only_where_they_are_tested():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(inference.FASTEST_FIRST, "cpu", ("eager",))
         yield
 
 

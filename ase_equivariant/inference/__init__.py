@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import torch
+from ase.calculators.calculator import CalculatorSetupError
 
 from ase_equivariant.derivatives import Prediction
 from ase_equivariant.graph import Graph
@@ -16,12 +17,17 @@ from ase_equivariant.potential import Potential
 
 BACKENDS = {  # name -> module and class, imported when asked for
     "eager": ("ase_equivariant.inference.eager", "Eager"),
+    "numba": ("ase_equivariant.inference.numba", "Numba"),
     "torchscript": ("ase_equivariant.inference.torchscript", "TorchScript"),
 }
-FASTEST_FIRST = {"cpu": ("eager",), "cuda": ("torchscript", "eager")}
+FASTEST_FIRST = {"cpu": ("numba", "eager"), "cuda": ("torchscript", "eager")}
 
 
 def start(name: str, potential: Potential, device: torch.device) -> Callable[[Graph, bool], Prediction]:
     """Make the backend called `name` for a potential on a device."""
     module, backend = BACKENDS[name]
-    return getattr(import_module(module), backend)(potential, device)
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        raise CalculatorSetupError(f"backend {name!r} is not available: {error}") from error
+    return getattr(found, backend)(potential, device)

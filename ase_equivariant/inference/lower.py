@@ -18,7 +18,7 @@ from ase_equivariant.architectures.mace import MACE
 from ase_equivariant.architectures.nequip import NequIP
 from ase_equivariant.inference.polynomials import polynomials
 from ase_equivariant.inference.program import (
-    CannotLower,
+    CannotLowerError,
     Contract,
     Convolve,
     Embed,
@@ -59,7 +59,7 @@ def lower(potential: Potential, exact: bool) -> Program:
 
     Raises
     ------
-    CannotLower
+    CannotLowerError
         The potential has a part that this file does not know.
     """
     model = potential.architecture
@@ -75,15 +75,15 @@ def _check(potential: Potential) -> None:
     """Refuse what this file has not heard of: an architecture, a setting, or a repulsion beside the network."""
     model = potential.architecture
     if type(model) not in KNOWN:
-        raise CannotLower(f"architecture {type(model).__name__}")
+        raise CannotLowerError(f"architecture {type(model).__name__}")
     for field in fields(model.config):
         value, known = getattr(model.config, field.name), KNOWN[type(model)]
         allowed = known.get(field.name, (field.default,))
         if allowed is not None and value not in allowed:
-            raise CannotLower(f"{field.name} = {value!r}")
+            raise CannotLowerError(f"{field.name} = {value!r}")
     parts = {type(module).__name__ for module in potential.children() if module is not model}
     if parts:
-        raise CannotLower(f"part {', '.join(sorted(parts))} of the potential")
+        raise CannotLowerError(f"part {', '.join(sorted(parts))} of the potential")
 
 
 def _mace(model: MACE, to: _Lowering) -> None:
@@ -150,7 +150,7 @@ def _botnet(model: BOTNet, to: _Lowering) -> None:
 def _refuse_others(layer: torch.nn.Module, known: Sequence[str]) -> None:
     others = [f"{name} ({type(module).__name__})" for name, module in layer.named_children() if name not in known]
     if others:
-        raise CannotLower(f"part {', '.join(others)} of a layer")
+        raise CannotLowerError(f"part {', '.join(others)} of a layer")
 
 
 class _Lowering:
@@ -159,7 +159,9 @@ class _Lowering:
     def __init__(self, model: torch.nn.Module, exact: bool):
         self.basis, self.exact = model.radial, exact
         if type(self.basis) is not radial.RadialBasis or type(model.harmonics) is not harmonics.SphericalHarmonics:
-            raise CannotLower(f"radial basis {type(self.basis).__name__}, harmonics {type(model.harmonics).__name__}")
+            raise CannotLowerError(
+                f"radial basis {type(self.basis).__name__}, harmonics {type(model.harmonics).__name__}"
+            )
         self.stages: list[Stage] = []
         self.widths: dict[str, int] = {}
         self.radial_error = 0.0
@@ -178,7 +180,7 @@ class _Lowering:
         """The layer's map of what is sent, and its convolution."""
         conv = layer.convolution
         if type(conv) is not convolution.Convolution:
-            raise CannotLower(f"convolution {type(conv).__name__}")
+            raise CannotLowerError(f"convolution {type(conv).__name__}")
         muls = [block // ir.dim for block, (_, ir) in zip(conv.blocks_in, irreps, strict=True)]
         sent_irreps = o3.Irreps([(mul, ir) for mul, (_, ir) in zip(muls, irreps)])
         sent = self.linear(layer.linear_up, source, irreps, sent_irreps, factor=layer.norm)
@@ -193,7 +195,7 @@ class _Lowering:
         elif type(module) is linear.SpeciesDense:
             layers = (_weights(module),)
         else:
-            raise CannotLower(f"radial functions {type(module).__name__}")
+            raise CannotLowerError(f"radial functions {type(module).__name__}")
         basis = self.basis
         network = Network(basis.cutoff, basis.power, _array(basis.frequencies), layers)
         if self.exact:
@@ -212,7 +214,7 @@ class _Lowering:
         factor: float = 1.0,
     ) -> str:
         if type(module) not in (linear.Linear, linear.SpeciesLinear):
-            raise CannotLower(f"linear map {type(module).__name__}")
+            raise CannotLowerError(f"linear map {type(module).__name__}")
         weights = [_weights(dense) * factor for dense in module.maps]
         return self.maps(
             zip(module.sources, module.targets, weights, strict=True), source, irreps_in, irreps_out, target
@@ -241,7 +243,7 @@ class _Lowering:
 
     def contract(self, module: torch.nn.Module, source: str, channels: int, irreps_out: o3.Irreps) -> str:
         if type(module) is not contraction.SymmetricContraction:
-            raise CannotLower(f"product {type(module).__name__}")
+            raise CannotLowerError(f"product {type(module).__name__}")
         target = self.value(irreps_out.dim)
         parts = [
             polynomial
@@ -253,7 +255,7 @@ class _Lowering:
 
     def gate(self, module: torch.nn.Module, source: str, irreps_out: o3.Irreps) -> str:
         if type(module) is not gate.Gate or getattr(module, "sigmoid", False):
-            raise CannotLower(f"gate {type(module).__name__} of a kind of its own")
+            raise CannotLowerError(f"gate {type(module).__name__} of a kind of its own")
         target = self.value(irreps_out.dim)
         starts_in, starts_out = ([s.start for s in irreps.slices()] for irreps in (module.irreps_in, irreps_out))
         odd, gated, used = [], [], irreps_out[0].mul
@@ -269,9 +271,14 @@ class _Lowering:
 
     def norm(self, module: torch.nn.Module, source: str, irreps: o3.Irreps) -> str:
         if type(module) is not norm.RMSNorm:
-            raise CannotLower(f"norm {type(module).__name__}")
+            raise CannotLowerError(f"norm {type(module).__name__}")
         target = self.value(irreps.dim)
-        shares = np.concatenate([np.full(mul * ir.dim, 1.0 / (mul * ir.dim * len(irreps))) for mul, ir in irreps])
+        shares = np.concatenate(
+            [
+                np.full(mul * ir.dim, share / (mul * ir.dim * len(irreps)))
+                for share, (mul, ir) in zip(module.shares, irreps, strict=True)
+            ]
+        )
         weights = np.concatenate(
             [np.tile(_array(w), ir.dim) for w, (_, ir) in zip(module.weights, irreps, strict=True)]
         )
@@ -287,16 +294,16 @@ class _Lowering:
             hidden = hidden.reshape(len(hidden), heads, width).transpose(1, 0, 2).copy()
             stage = Readout(source, _array(module.weight) * module.norm, hidden)
         else:
-            raise CannotLower(f"readout {type(module).__name__}")
+            raise CannotLowerError(f"readout {type(module).__name__}")
         self.stages.append(stage)
 
 
 def _weights(module: torch.nn.Module) -> np.ndarray:
     """Matrices of a dense layer, [n_species or 1, n_in, n_out], with its constant factor."""
     if type(module) not in (linear.Dense, linear.SpeciesDense):
-        raise CannotLower(f"dense layer {type(module).__name__}")
+        raise CannotLowerError(f"dense layer {type(module).__name__}")
     if getattr(module, "bias", None) is not None:
-        raise CannotLower("bias of a dense layer")
+        raise CannotLowerError("bias of a dense layer")
     weight = _array(module.weight) * module.norm
     return weight if weight.ndim == 3 else weight[None]
 

@@ -17,7 +17,7 @@ from ase_equivariant.inference.radial import Network, Table
 from ase_equivariant.nn.fused import Path
 
 
-class CannotLower(ValueError):
+class CannotLowerError(ValueError):
     """A potential has a part that no stage stands for; the message names it."""
 
 

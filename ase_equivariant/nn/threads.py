@@ -37,7 +37,7 @@ def run_rows(kernel: Callable, n_rows: int, *arguments) -> None:
 
 
 def run_blocks(work: Callable[[int, int], object], blocks: Sequence[tuple[int, int]]) -> None:
-    """Call work(start, end) for every block, on as many threads as torch uses; one block needs none but the caller's."""
+    """Call work(start, end) for every block, on as many threads as torch uses, the caller's among them."""
     threads = max(min(torch.get_num_threads(), len(blocks)), 1)
 
     def share(first: int) -> None:

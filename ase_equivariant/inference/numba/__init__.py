@@ -20,7 +20,7 @@ from ase_equivariant.inference.numba.geometry import HIGHEST, GeometryKernel
 from ase_equivariant.inference.numba.linear import EmbedKernel, LinearKernel
 from ase_equivariant.inference.numba.pointwise import GateKernel, NormKernel, ReadoutKernel
 from ase_equivariant.inference.numba.run import Run
-from ase_equivariant.inference.program import CannotLower, Contract, Convolve, Embed, Gate, Linear, Norm, Readout
+from ase_equivariant.inference.program import CannotLowerError, Contract, Convolve, Embed, Gate, Linear, Norm, Readout
 from ase_equivariant.nn.threads import run_blocks
 from ase_equivariant.potential import Potential
 
@@ -44,23 +44,28 @@ class Numba:
         if device.type != "cpu":
             raise CalculatorSetupError(f"backend 'numba' runs on the CPU, not on {device}")
         self.potential, self.dtype = potential, DTYPES[potential.dtype]
+        self._spare: list[dict[str, np.ndarray]] = []  # arrays of finished calls, one set per thread that has called
         try:
             self.program = lower(potential, exact=potential.dtype == torch.float64)
             if len(self.program.harmonics) > HIGHEST:
-                raise CannotLower(f"l_max = {len(self.program.harmonics)}")
-        except CannotLower as error:
-            raise CalculatorSetupError(
-                f"backend 'numba' is not available for this model: {error} is not known to it"
-            ) from None
-        compiler = Compiler(self.dtype)
-        self.geometry = GeometryKernel(self.program.harmonics, compiler)
-        self.stages = [self.geometry, *(KERNELS[type(stage)](stage, compiler) for stage in self.program.stages)]
+                raise CannotLowerError(f"l_max = {len(self.program.harmonics)}")
+        except CannotLowerError as error:
+            raise CalculatorSetupError(f"backend 'numba' does not know this model's {error}") from None
+        try:
+            compiler = Compiler(self.dtype)
+            self.geometry = GeometryKernel(self.program.harmonics, compiler)
+            self.stages = [self.geometry, *(KERNELS[type(stage)](stage, compiler) for stage in self.program.stages)]
+            self(_dimer(potential), True)  # compiles everything, or loads it
+        except Exception as error:  # a compiler and a cache on disk may fail in any way; others can still answer
+            raise CalculatorSetupError(f"backend 'numba' fails with {type(error).__name__}: {error}") from error
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
-        run = self._prepare(graph, forces)
+        arrays = self._spare.pop() if self._spare else {}
+        run = self._prepare(graph, forces, arrays)
         blocks = _blocks(graph.n_nodes)
         for steps in self._phases(forces):
             run_blocks(lambda a, b, steps=steps: [step(run, a, b) for step in steps], blocks)
+        self._spare.append(arrays)
         potential, heads = self.potential, graph.heads[graph.batch]
         constants = (potential.atomic_energies + potential.shift)[heads, graph.species]
         node_energies = constants + potential.scale[heads, graph.species] * torch.from_numpy(run.energies)
@@ -88,7 +93,7 @@ class Numba:
             phases[-1].append(stage.backward)
         return phases
 
-    def _prepare(self, graph: Graph, forces: bool) -> Run:
+    def _prepare(self, graph: Graph, forces: bool, arrays: dict[str, np.ndarray]) -> Run:
         n, e, real = graph.n_nodes, graph.n_edges, self.dtype
         species, heads = graph.species.numpy(), graph.heads[graph.batch]
         receivers = graph.receivers.numpy()
@@ -105,8 +110,8 @@ class Numba:
             order=np.lexsort((species, block_of)),
             seeds=self.potential.scale[heads, graph.species].numpy().astype(real),
             energies=np.zeros(n),
-            values={name: np.empty((n, width), real) for name, width in widths},
-            gradients={name: np.empty((n, width), real) for name, width in kept},
+            values={name: _reuse(arrays, name, (n, width), real) for name, width in widths},
+            gradients={name: _reuse(arrays, f"gradient of {name}", (n, width), real) for name, width in kept},
             first=np.concatenate([[0], np.bincount(receivers, minlength=n).cumsum()]),
             senders=graph.senders.numpy(),
             offsets=offsets.numpy(),
@@ -128,6 +133,28 @@ class Numba:
         summed = torch.zeros((graph.n_graphs, 3, 3), dtype=torch.float64)
         summed = summed.index_add(0, graph.batch, torch.from_numpy(strain))
         return torch.from_numpy(forces), 0.5 * (summed + summed.transpose(1, 2))
+
+
+def _dimer(potential: Potential) -> Graph:
+    """Two atoms at half the cutoff."""
+    ends = torch.tensor([0, 1])
+    return Graph(
+        positions=torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.3, 0.3]], dtype=torch.float64) * potential.cutoff,
+        cell=torch.zeros((1, 3, 3), dtype=torch.float64),
+        species=torch.zeros(2, dtype=torch.int64),
+        senders=1 - ends,
+        receivers=ends,
+        shifts=torch.zeros((2, 3), dtype=torch.float64),
+        batch=torch.zeros(2, dtype=torch.int64),
+        heads=torch.zeros(1, dtype=torch.int64),
+    )
+
+
+def _reuse(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """The array of the last call, or a new one: fresh memory costs more than what is computed in it."""
+    if name not in arrays or arrays[name].shape != shape:
+        arrays[name] = np.empty(shape, dtype)
+    return arrays[name]
 
 
 def _clear(kind: str, name: str):

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numba
@@ -38,7 +38,7 @@ _log = logging.getLogger("ase_equivariant")
 
 
 class Compiler:
-    """Makes kernels of one precision; `announce` is called once, before the first that is not on disk."""
+    """Makes kernels of one precision."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = np.dtype(dtype)
@@ -48,18 +48,27 @@ class Compiler:
         return _load(source, self.dtype.name)
 
 
-@cache
+@lru_cache(maxsize=1000)
 def _load(source: str, dtype: str) -> dict[str, Callable]:
     text = HEADER.format(dtype=dtype, cache=True) + source
     versions = (__version__, numba.__version__, np.__version__, platform.python_version(), platform.machine())
     key = hashlib.sha256("\0".join((text, *versions)).encode()).hexdigest()[:24]
     try:
-        return _import(_write(text, key), key)
+        path = _write(text, key)
+        if not any(path.parent.glob("__pycache__/*.nbi")):
+            _announce()
+        return _import(path, key)
     except (OSError, SyntaxError, AttributeError, RuntimeError) as error:
         _log.warning("kernels are compiled anew in each process, as their cache cannot be used: %s", error)
         namespace: dict = {"__name__": f"ase_equivariant_kernels_{key}"}
         exec(HEADER.format(dtype=dtype, cache=False) + source, namespace)  # our own source, not a file's
         return namespace
+
+
+@cache
+def _announce() -> None:
+    """Say once that there is something to wait for."""
+    _log.warning("compiling kernels for this model, once on this machine; it takes up to a minute")
 
 
 def _import(path: Path, key: str) -> dict[str, Callable]:

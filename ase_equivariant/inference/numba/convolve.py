@@ -69,7 +69,7 @@ def _forward(paths: tuple[Path, ...], weights: int) -> str:
         "        o, end = out[n], first[n + 1]",
         f"        for start in range(first[n], end, {EDGES}):",
         f"            stop = min(start + {EDGES}, end)",
-        f"            R[stop - start :] = real(0.0)",
+        "            R[stop - start :] = real(0.0)",
         "            for e in range(start, stop):",
         "                values_only(lengths[e], kinds[senders[e]], table, frequencies, R[e - start], D, 0)",
     ]

@@ -1,0 +1,210 @@
+"""The fast CPU backend: the same numbers as eager, repeatable bit for bit, and honest where it cannot serve."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+from ase.calculators.calculator import CalculatorSetupError
+from structures import STRUCTURES, copper
+from tiny import tiny_potential
+
+from ase_equivariant import EquivariantCalculator, inference, load_potential
+from ase_equivariant.derivatives import predict
+from ase_equivariant.graph import concatenate, from_atoms
+from ase_equivariant.inference.checked import Checked, piece
+from ase_equivariant.inference.numba import Numba
+from ase_equivariant.inference.numba import compile as compilation
+
+CPU = torch.device("cpu")
+SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
+CONFIGS = {
+    "mace": {**SMALL, "hidden_irreps": "2x0e+2x1o", "correlation": 2},
+    "nequip": {**SMALL, "hidden_irreps": "3x0e+2x1o", "num_interactions": 2, "normalisation": "rms", "resnet": True},
+    "botnet": {**SMALL, "hidden_irreps": "3x0e+2x1o", "num_interactions": 2, "radial": "element"},
+}
+
+
+@pytest.fixture(scope="module")
+def potential(architecture):
+    return tiny_potential(architecture, heads=("first", "second"), **CONFIGS[architecture])
+
+
+@pytest.fixture(scope="module")
+def mace():
+    return tiny_potential("mace", **CONFIGS["mace"])
+
+
+@pytest.fixture(scope="module")
+def fast(mace):
+    return Numba(mace, CPU)
+
+
+def batch(potential):
+    graphs = [from_atoms(make(), potential.atomic_numbers, potential.cutoff) for make in STRUCTURES.values()]
+    heads = torch.arange(len(graphs)) % len(potential.heads)
+    return replace(concatenate(graphs), heads=heads)
+
+
+def big(potential):
+    atoms = bulk("Cu", cubic=True) * (3, 3, 2)
+    atoms.rattle(0.1, seed=1)
+    atoms.numbers[::3] = 14
+    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
+
+
+def same_bits(a, b):
+    return all(getattr(a, name).equal(getattr(b, name)) for name in ("node_energies", "forces", "strain_gradient"))
+
+
+def test_float64_is_eager_to_the_last_digits(potential):
+    graph = batch(potential)
+    found, expected = Numba(potential, CPU)(graph, True), predict(potential, graph)
+    for name in ("energy", "node_energies", "forces", "strain_gradient"):
+        a, b = getattr(found, name), getattr(expected, name)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item())
+    assert expected.forces.abs().max() > 0.1
+
+
+def test_float32_is_near_eager_in_float64(mace):
+    graph = big(mace)
+    found, expected = Numba(mace.astype(torch.float32), CPU)(graph, True), predict(mace, graph)
+    assert (found.energy - expected.energy).abs() / graph.n_nodes < 1e-6
+    assert (found.forces - expected.forces).abs().max() < 2e-5
+    assert found.energy.dtype == found.forces.dtype == torch.float64
+
+
+def test_energies_alone_are_those_that_come_with_forces(mace, fast):
+    graph = batch(mace)
+    alone = fast(graph, False)
+    assert alone.forces is None
+    assert alone.node_energies.equal(fast(graph, True).node_energies)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(mace, fast, monkeypatch):
+    graph = big(mace)
+    once = fast(graph, True)
+    for threads in (2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert same_bits(fast(graph, True), once)
+
+
+def test_two_threads_may_share_a_backend(mace, fast):
+    graphs = [big(mace), batch(mace)] * 4
+    expected = [fast(graph, True) for graph in graphs]
+    with ThreadPoolExecutor(2) as pool:
+        assert all(map(same_bits, pool.map(lambda graph: fast(graph, True), graphs), expected))
+
+
+def test_a_forked_process_computes_the_same(mace, fast):
+    graph = big(mace)
+    expected = fast(graph, True)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if same_bits(fast(graph, True), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_forces_are_minus_the_gradient_also_of_a_spline(mace):
+    backend = Numba(mace.astype(torch.float32), CPU)
+    atoms, step = copper(), 0.01
+
+    def energy(shift):
+        moved = atoms.copy()
+        moved.positions[0, 0] += shift
+        return backend(from_atoms(moved, mace.atomic_numbers, mace.cutoff), False).energy.item()
+
+    found = backend(from_atoms(atoms, mace.atomic_numbers, mace.cutoff), True).forces[0, 0].item()
+    differences = [(energy(-h) - energy(h)) / (2 * h) for h in (step, 2 * step)]
+    extrapolated = (4 * differences[0] - differences[1]) / 3
+    assert found == pytest.approx(extrapolated, abs=2e-3)
+    assert abs(found) > 0.05
+
+
+def test_a_lone_atom_and_no_atoms_have_results(mace, fast):
+    for atoms in (molecule("CH4")[:1], molecule("CH4")[:0]):
+        graph = from_atoms(atoms, mace.atomic_numbers, mace.cutoff)
+        found, expected = fast(graph, True), predict(mace, graph)
+        torch.testing.assert_close(found.energy, expected.energy)
+        assert not found.forces.any()
+
+
+def test_a_calculator_takes_it_when_asked_and_by_default(mace, monkeypatch):
+    atoms = copper()
+    atoms.calc = EquivariantCalculator(mace, device="cpu", dtype="float64", backend="numba")
+    reference = EquivariantCalculator(mace, device="cpu", dtype="float64", backend="eager")
+    np.testing.assert_allclose(atoms.get_forces(), reference.get_forces(atoms), atol=1e-10)
+    np.testing.assert_allclose(atoms.get_stress(), reference.get_stress(atoms), atol=1e-10)
+    monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
+    assert EquivariantCalculator(mace, device="cpu").parameters["backend"] == "numba"
+
+
+def test_a_model_that_cannot_be_lowered_runs_on_another_backend(monkeypatch):
+    potential = tiny_potential("mace", **CONFIGS["mace"] | {"interaction": "density_residual"})
+    with pytest.raises(CalculatorSetupError, match="interaction = 'density_residual'"):
+        EquivariantCalculator(potential, device="cpu", backend="numba")
+    monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
+    with pytest.warns(UserWarning, match="density_residual.*another backend"):
+        assert EquivariantCalculator(potential, device="cpu").parameters["backend"] == "eager"
+
+
+def test_a_backend_that_is_wrong_on_the_first_structure_steps_aside_with_one_warning(mace):
+    graph = batch(mace)
+
+    def wrong(graph, forces):
+        prediction = predict(mace, graph, forces)
+        return replace(prediction, forces=prediction.forces + 0.01)
+
+    reference = inference.start("eager", mace, CPU)
+    checked = Checked("numba", wrong, reference, torch.float64)
+    with pytest.warns(UserWarning, match=r"eV/Å; the reference backend is used instead"):
+        first = checked(graph, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same_bits(checked(graph, True), first)
+    assert same_bits(first, predict(mace, graph))
+
+
+def test_a_large_structure_is_compared_on_a_piece(mace, fast):
+    graph = big(mace)
+    part = piece(graph, 20)
+    assert 20 <= part.n_nodes < graph.n_nodes
+    torch.testing.assert_close(fast(part, True).forces, predict(mace, part).forces)
+    assert piece(graph, 1000) is graph
+
+
+def test_kernels_are_found_on_disk_and_a_broken_cache_only_costs_time(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path))
+    source = "\n@exact\ndef twice(x):\n    return 2 * x\n# {}\n"
+    compilation.Compiler("float32")(source.format("kept"))["twice"](3)
+    assert list(tmp_path.glob("kernels/*/__pycache__/*.nbi"))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(blocked))
+    assert compilation.Compiler("float32")(source.format("blocked"))["twice"](3) == 6
+    assert "cannot be used" in caplog.text
+
+
+def test_a_source_that_was_tampered_with_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path))
+    path = compilation._write("x = 1\n", "key")
+    path.write_text("x = 2\n")
+    assert compilation._write("x = 1\n", "key").read_text() == "x = 1\n"
+
+
+@pytest.mark.parametrize("distance", [0.5, 1.0, 2.2])
+def test_the_shipped_model_in_float32_is_near_itself_in_float64(distance):
+    potential = load_potential("mace-mlearn")
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.1, seed=3)
+    atoms.positions[1] = atoms.positions[0] + [distance, 0, 0]
+    graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
+    exact = predict(potential.astype(torch.float64), graph)
+    found = Numba(potential.astype(torch.float32), CPU)(graph, True)
+    largest = max(1.0, exact.forces.abs().max().item() / 10)  # single precision is relative
+    assert (found.energy - exact.energy).abs() / graph.n_nodes < 1e-6 * largest
+    assert (found.forces - exact.forces).abs().max() < 2e-5 * largest
