@@ -14,10 +14,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import ase.io
 import numpy as np
+import torch
 import yaml
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -25,13 +27,17 @@ from rich.console import Console
 from sets import ARCHITECTURES, SETS
 from tables import result_name, write_tables
 
+from ase_equivariant.checkpoint import load_potential
+from ase_equivariant.derivatives import predict
+from ase_equivariant.graph import concatenate, from_atoms
+from ase_equivariant.potential import Potential
+from ase_equivariant.training.acceleration import fuse
 from ase_equivariant.training.config import TrainConfig
 from ase_equivariant.training.parsing import parse
 from ase_equivariant.training.train import train_as
-from ase_equivariant.workflows.evaluate import evaluate
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from report import ROOT, calculator, parser, record  # noqa: E402
+from report import ROOT, parser, record  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 RUNS = ROOT / "runs" / "accuracy"
@@ -50,14 +56,14 @@ def main() -> None:
     config = parse(TrainConfig, raw, "")
     model = train_as(config, raw, CONFIGS, Console(width=120))
     history = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
-    calc = calculator(model, "float64")
+    potential = fuse(load_potential(model).astype(torch.float64).requires_grad_(False))
     kinds = {"tests": benchmark.tests, "curves": benchmark.curves}
     compare = {"tests": errors, "curves": relative_errors}
     result = {
         "set": args.set,
         "architecture": args.architecture,
         "frames": len(ase.io.read(CONFIGS / raw["data"]["train"], ":")),
-        "parameters": sum(weight.numel() for weight in calc.potential.parameters()),
+        "parameters": sum(weight.numel() for weight in potential.parameters()),
         "epochs": len(history),
         "minutes": round(sum(epoch["seconds"] for epoch in history) / 60, 1),
         "dtype": "float64",
@@ -67,7 +73,7 @@ def main() -> None:
         result[kind] = {}
         for name, file in files.items():
             print(f"{name} ...", flush=True)
-            result[kind][name] = compare[kind](evaluate(frames_of(args.data / file), calc))
+            result[kind][name] = compare[kind](evaluate(frames_of(args.data / file), potential))
     result["config"] = raw
     record(args.results, result_name(args.set, args.architecture, args.frames), result, model)
     write_tables(args.results)
@@ -109,30 +115,52 @@ def frames_of(path: Path) -> list[Atoms]:
     return frames
 
 
-def errors(evaluated: list[Atoms]) -> dict:
+def evaluate(frames: list[Atoms], potential: Potential, batch_size: int = 20) -> list[Pair]:
+    """Predictions of energy and forces beside the labels of each structure."""
+    pairs = []
+    for start in range(0, len(frames), batch_size):
+        chunk = frames[start : start + batch_size]
+        graphs = [from_atoms(atoms, potential.atomic_numbers, potential.cutoff) for atoms in chunk]
+        prediction = predict(potential, concatenate(graphs))
+        forces = prediction.forces.split([len(atoms) for atoms in chunk])
+        pairs += [Pair(*pair) for pair in zip(chunk, prediction.energy.tolist(), forces, strict=True)]
+    return pairs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A labelled structure and what a model says of it; differences are prediction minus label."""
+
+    atoms: Atoms
+    energy: float  # eV
+    forces: torch.Tensor  # [n_atoms, 3] eV/Å
+
+    @property
+    def energy_difference(self) -> float:
+        return self.energy - self.atoms.get_potential_energy()
+
+    @property
+    def forces_difference(self) -> np.ndarray:
+        return self.forces.numpy() - self.atoms.get_forces()
+
+
+def errors(pairs: list[Pair]) -> dict:
     """Errors of energies per molecule and of force components."""
-    energy = [a.calc.results["energy"] - a.info["ref_energy"] for a in evaluated]
-    forces = [a.calc.results["forces"] - a.arrays["ref_forces"] for a in evaluated]
-    return {"frames": len(evaluated), "energy": statistics(energy), "forces": statistics(np.concatenate(forces))}
+    energy = [pair.energy_difference for pair in pairs]
+    forces = np.concatenate([pair.forces_difference for pair in pairs])
+    return {"frames": len(pairs), "energy": statistics(energy), "forces": statistics(forces)}
 
 
-def relative_errors(evaluated: list[Atoms]) -> dict:
-    """Errors of energies along each path, relative to its mean, and how high the paths go, highest minus lowest."""
+def relative_errors(pairs: list[Pair]) -> dict:
+    """Errors of energies along each path, its mean deviation removed, and how high it goes, highest minus lowest."""
     deviations, heights = [], {}
-    for kind in dict.fromkeys(a.info["config_type"] for a in evaluated):
-        path = [a for a in evaluated if a.info["config_type"] == kind]
-        found, expected = (
-            np.array(energies)
-            for energies in zip(*((a.calc.results["energy"], a.info["ref_energy"]) for a in path), strict=True)
-        )
-        difference = found - expected
+    for kind in dict.fromkeys(pair.atoms.info["config_type"] for pair in pairs):
+        path = [pair for pair in pairs if pair.atoms.info["config_type"] == kind]
+        difference = np.array([pair.energy_difference for pair in path])
         deviations.append(difference - difference.mean())
-        heights[kind] = {"found": 1e3 * np.ptp(found), "expected": 1e3 * np.ptp(expected)}
-    return {
-        "frames": len(evaluated),
-        "relative_energy": statistics(np.concatenate(deviations)),
-        "height": {kind: {name: round(float(v), 2) for name, v in pair.items()} for kind, pair in heights.items()},
-    }
+        energies = {"found": [p.energy for p in path], "expected": [p.atoms.get_potential_energy() for p in path]}
+        heights[kind] = {name: round(1e3 * float(np.ptp(values)), 2) for name, values in energies.items()}
+    return {"frames": len(pairs), "relative_energy": statistics(np.concatenate(deviations)), "height": heights}
 
 
 def statistics(deviations: np.ndarray | list) -> dict[str, float]:
