@@ -12,6 +12,7 @@ from ase.calculators.calculator import InputError
 from ase_equivariant import EquivariantCalculator, load_potential, save_potential
 from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.records import ForeignFileError, read_records
+from ase_equivariant.importers.unpickling import record
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
@@ -47,7 +48,8 @@ def test_numbers_are_those_of_mace_torch(name):
     potential = load_potential(FILES / f"{name}.model")
     # releases before 0.3.5 had no heads; the reference calls the only one Default
     calculators = {
-        head: EquivariantCalculator(potential, device="cpu", dtype="float64", head=head) for head in potential.heads
+        head: EquivariantCalculator(potential, device="cpu", dtype="float64", backend="eager", head=head)
+        for head in potential.heads
     }
     cases = list(reference(name))
     energy, forces, stress = TOLERANCES[SUPPORTED[name]]
@@ -68,7 +70,8 @@ def test_heads_differ():
     cases = {head: atoms for head, atoms, _ in reference("multihead")}
     atoms = next(iter(cases.values()))
     energies = [
-        EquivariantCalculator(FILES / "multihead.model", head=head).get_potential_energy(atoms) for head in cases
+        EquivariantCalculator(FILES / "multihead.model", backend="eager", head=head).get_potential_energy(atoms)
+        for head in cases
     ]
     assert abs(energies[0] - energies[1]) > 0.01
     with pytest.raises(InputError, match="choose one of pt_head, dft"):
@@ -122,3 +125,42 @@ def test_inner_parts_are_known_too(file, path, monkeypatch):
     monkeypatch.setattr(type(root.get(path)), "name", "mace.modules.Another")
     with pytest.raises(ForeignFileError, match="Another"):
         import_mace(root)
+
+
+BLOCKS = json.loads((Path(__file__).parent / "mace_blocks.json").read_text())  # written by make_mace_blocks.py
+NO_SLOPE = ["chebyshev"]  # mace-torch takes the derivative of these polynomials to be zero: its forces are not used
+
+
+@pytest.mark.parametrize("name", BLOCKS["models"])
+def test_every_block_gives_the_numbers_of_mace_torch(name):
+    potential = import_mace(as_record(BLOCKS["models"][name]["tree"])).eval()
+    calculator = EquivariantCalculator(potential, device="cpu", dtype="float64", backend="eager")
+    for structure, values in zip(BLOCKS["structures"], BLOCKS["models"][name]["results"], strict=True):
+        atoms = Atoms(**structure, calculator=calculator)
+        assert atoms.get_potential_energy() == pytest.approx(values["energy"], abs=1e-9 * len(atoms))
+        expected = [] if name in NO_SLOPE else [values["forces"]]
+        assert [atoms.get_forces() for _ in expected] == [pytest.approx(np.array(f), abs=1e-8) for f in expected]
+        expected = [] if name in NO_SLOPE or "stress" not in values else [values["stress"]]
+        assert [atoms.get_stress() for _ in expected] == [pytest.approx(np.array(s), abs=1e-9) for s in expected]
+        assert abs(np.array(values["forces"])).max() > 0.001
+
+
+def as_record(tree):
+    """What the reader makes of a module: weights are sines of their index, as make_mace_blocks.py sets them."""
+    tensors = {}
+    for name, entry in tree["tensors"].items():
+        shape, count = entry["shape"], int(np.prod(entry["shape"]))
+        if "place" in entry:
+            values = torch.sin(1.0 + entry["place"] + 1.7 * torch.arange(count, dtype=torch.float64))
+            tensors[name] = entry["factor"] * values.reshape(shape)
+        else:
+            tensors[name] = torch.zeros(count, dtype=getattr(torch, entry["dtype"]))
+            for i, value in entry["sparse"]:
+                tensors[name][i] = value
+            tensors[name] = tensors[name].reshape(shape)
+    attributes = {
+        name: record(value["function"], {}) if isinstance(value, dict) else value
+        for name, value in tree["attributes"].items()
+    }
+    inner = {name: as_record(module) for name, module in tree["modules"].items()}
+    return record(tree["class"], {**attributes, "_modules": inner, "_parameters": tensors, "_buffers": {}})
