@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.calculator import InputError
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, __version__, checkpoint, load_potential, save_potential
 from ase_equivariant.checkpoint import from_bytes, to_bytes
+from ase_equivariant.cli.main import main
 from ase_equivariant.convert import convert
 from ase_equivariant.golden import verify_golden
 
 MACE = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
+NEQUIX = MACE.parent / "nequix"
 MARK = b"a model of another package: "
 
 
@@ -49,7 +51,7 @@ def test_a_file_is_converted_once(foreign, cache, conversions):
     first, second = load_potential(foreign), load_potential(foreign)
     assert len(conversions) == 1
     assert to_bytes(first) == to_bytes(second)
-    EquivariantCalculator(foreign, head="scan").get_forces(bulk("Si"))
+    EquivariantCalculator(foreign, backend="eager", head="scan").get_forces(bulk("Si"))
     assert len(conversions) == 1
     assert len(list(cache.rglob("*.safetensors"))) == 1
     foreign.write_bytes(MARK + to_bytes(tiny_potential()))
@@ -151,11 +153,20 @@ def test_a_converted_file_tells_where_it_comes_from(foreign, tmp_path, cache, co
     assert again["restricted_to"] == "Si of 2 elements"
 
 
+def test_info_tells_of_a_foreign_file_what_a_conversion_would_say(foreign, cache, conversions, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["info", str(foreign), "--verify"])
+    assert not end.value.code
+    out = capsys.readouterr().out
+    sha256 = hashlib.sha256(foreign.read_bytes()).hexdigest()
+    assert all(word in out for word in ("name: my", "source file: my.model", f"source sha256: {sha256}", "Verified"))
+
+
 def test_a_default_head_answers_where_none_is_asked_for(foreign, tmp_path, cache, conversions):
     with pytest.raises(InputError, match="several heads and no default"):
         EquivariantCalculator(foreign)
     save_potential(convert(foreign, default_head="scan"), tmp_path / "a.safetensors")
-    assert EquivariantCalculator(tmp_path / "a.safetensors").parameters["head"] == "scan"
+    assert EquivariantCalculator(tmp_path / "a.safetensors", backend="eager").parameters["head"] == "scan"
     with pytest.raises(InputError, match="unknown head 'hse'"):
         convert(foreign, default_head="hse")
 
@@ -177,8 +188,26 @@ def test_a_mace_file_for_fewer_elements_gives_its_own_energies(tmp_path, cache):
     copper.rattle(0.1, seed=1)
     results = []
     for file in (MACE / "multihead.model", tmp_path / "cu.safetensors"):
-        copper.calc = EquivariantCalculator(file, dtype="float64", head="dft")
+        copper.calc = EquivariantCalculator(file, dtype="float64", backend="eager", head="dft")
         results.append((copper.get_potential_energy(), copper.get_forces()))
+    provenance = load_potential(tmp_path / "cu.safetensors").metadata["provenance"]
+    assert (provenance["source_package"], provenance["source_file"]) == ("mace-torch", "multihead.model")
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-11)
     assert abs(results[0][1] - results[1][1]).max() < 1e-11
     assert (tmp_path / "cu.safetensors").stat().st_size < (MACE / "multihead.model").stat().st_size / 3
+
+
+@pytest.mark.skipif(not NEQUIX.is_dir(), reason=f"needs the model files in {NEQUIX}")
+def test_a_universal_model_from_a_mirror_for_four_elements_gives_its_own_energies(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("ASE_EQUIVARIANT_MIRROR", str(NEQUIX))
+    save_potential(convert("nequix-mp-1", ["H", "C", "N", "O"]), tmp_path / "organic.safetensors")
+    acetamide = molecule("CH3CONH2")
+    results = []
+    for name in ("nequix-mp-1", tmp_path / "organic.safetensors"):
+        acetamide.calc = EquivariantCalculator(name, dtype="float64", backend="eager")
+        results.append((acetamide.get_potential_energy(), acetamide.get_forces()))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-11)
+    assert abs(results[0][1] - results[1][1]).max() < 1e-11 < abs(results[0][1]).max()
+    metadata = load_potential(tmp_path / "organic.safetensors").metadata
+    assert (metadata["name"], metadata["license"]) == ("nequix-mp-1", "MIT")
+    assert metadata["provenance"]["restricted_to"] == "H C N O of 89 elements"

@@ -61,6 +61,9 @@ class Site(BaseHTTPRequestHandler):
     def answer_missing(self):
         self.send_error(404)
 
+    def answer_silence(self):
+        self.state["end"].wait(20)
+
     def answer_from_the_start(self):
         del self.headers["Range"]
         self.answer_all()
@@ -71,12 +74,13 @@ class Site(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site():
-    state = {"content": CONTENT, "asked": [], "answers": []}
+    state = {"content": CONTENT, "asked": [], "answers": [], "end": threading.Event()}
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, state))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     state["url"] = f"http://127.0.0.1:{server.server_address[1]}/published.safetensors"
     yield state
+    state["end"].set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -134,7 +138,7 @@ def test_published_models_are_listed_beside_the_shipped_ones():
 
 def test_a_name_is_downloaded_once_and_then_works_without_a_network(model, site, cache, capfd):
     atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
-    atoms.calc = EquivariantCalculator("tiny")
+    atoms.calc = EquivariantCalculator("tiny", backend="eager")
     assert atoms.get_forces().any()
     assert atoms.calc.parameters["model"] == "tiny"
     assert atoms.calc.parameters["sha256"] == SHA256
@@ -165,6 +169,15 @@ def test_a_dead_connection_is_given_up_and_continued_when_asked_again(model, sit
     assert published.obtain("tiny").read_bytes() == CONTENT
     assert site["asked"][-1] == "bytes=1000-"
     assert files(cache) == ["tiny.safetensors"]
+
+
+def test_a_server_that_says_nothing_is_given_up(model, site, cache, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.05)
+    site["answers"] = ["silence"] * download.ATTEMPTS
+    with pytest.raises(InputError, match="timed out"):
+        published.obtain("tiny")
+    assert len(site["asked"]) == download.ATTEMPTS
+    assert files(cache) == []
 
 
 def test_a_part_that_is_longer_than_the_file_is_thrown_away(model, cache):
