@@ -178,19 +178,19 @@ def test_a_large_structure_is_compared_on_a_piece(mace, fast):
 
 
 def test_kernels_are_found_on_disk_and_a_broken_cache_only_costs_time(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
     source = "\n@exact\ndef twice(x):\n    return 2 * x\n# {}\n"
     compilation.Compiler("float32")(source.format("kept"))["twice"](3)
     assert list(tmp_path.glob("kernels/*/__pycache__/*.nbi"))
     blocked = tmp_path / "file"
     blocked.write_text("")
-    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(blocked))
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(blocked))
     assert compilation.Compiler("float32")(source.format("blocked"))["twice"](3) == 6
     assert "cannot be used" in caplog.text
 
 
 def test_a_source_that_was_tampered_with_is_written_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
     path = compilation._write("x = 1\n", "key")
     path.write_text("x = 2\n")
     assert compilation._write("x = 1\n", "key").read_text() == "x = 1\n"

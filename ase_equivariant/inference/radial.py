@@ -7,6 +7,7 @@ so a potential made of it conserves energy as well as the network's. Its coeffic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -74,8 +75,10 @@ class Table:
 
     def evaluate(self, lengths: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
         """Values and slopes, [n, num_weights] each."""
-        matrices = _collocation(lengths / self.spacing, self.coefficients.shape[1] - DEGREE)
-        return matrices[0] @ self.coefficients[kind], matrices[1] @ self.coefficients[kind] / self.spacing
+        first, *weights = _weights(lengths / self.spacing, self.coefficients.shape[1] - DEGREE)
+        rows = [self.coefficients[kind, first + a] for a in range(DEGREE + 1)]
+        values, slopes = (sum(w[:, None] * row for w, row in zip(ws, rows, strict=True)) for ws in weights)
+        return values, slopes / self.spacing
 
 
 def interpolated(network: Network) -> tuple[Table | Network, float]:
@@ -93,7 +96,9 @@ def _fit(network: Network, n_intervals: int) -> Table:
     # as many conditions as coefficients: two more points at either end
     sites = np.sort(np.concatenate([knots, knots[:2] + 0.5, knots[-2:] - 0.5]))
     spacing = network.cutoff / n_intervals
-    matrix = _collocation(sites, n_intervals)[0]
+    first, weights, _ = _weights(sites, n_intervals)
+    matrix = np.zeros((len(sites), len(sites)))
+    np.put_along_axis(matrix, first[:, None] + np.arange(DEGREE + 1), np.stack(weights, 1), 1)
     values = [network.evaluate(sites * spacing, kind)[0] for kind in range(network.kinds)]
     return Table(spacing, np.stack([np.linalg.solve(matrix, v) for v in values]))
 
@@ -108,20 +113,13 @@ def _error(network: Network, table: Table, n_intervals: int) -> float:
     return worst
 
 
-def _collocation(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices of the spline's values and slopes (per interval) at x, [n, n_intervals + DEGREE] each."""
+def _weights(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """First coefficient of each x, in units of the spacing, and the DEGREE + 1 weights of values and of slopes."""
     first = np.minimum(x.astype(int), n_intervals - 1)
     t = x - first
-    columns = first[:, None] + np.arange(DEGREE + 1)
     weights = [np.ones_like(t)]
     for d in range(1, DEGREE + 1):
-        lower, weights = weights, []
+        lower, weights = [np.zeros_like(t), *weights, np.zeros_like(t)], []
         for j in range(d + 1):
-            left = (t + d - j) * lower[j - 1] if j > 0 else 0.0
-            right = (j + 1 - t) * lower[j] if j < d else 0.0
-            weights.append((left + right) / d)
-    slopes = np.diff([np.zeros_like(t), *lower, np.zeros_like(t)], axis=0)
-    out = np.zeros((2, len(x), n_intervals + DEGREE))
-    np.put_along_axis(out[0], columns, np.stack(weights, 1), 1)
-    np.put_along_axis(out[1], columns, -slopes.T, 1)
-    return out[0], out[1]
+            weights.append(((t + d - j) * lower[j] + (j + 1 - t) * lower[j + 1]) / d)
+    return first, weights, [a - b for a, b in pairwise(lower)]

@@ -23,6 +23,7 @@ import numba
 import numpy as np
 
 from ase_equivariant import __version__
+from ase_equivariant.storage import cache_folder
 
 HEADER = """import numba
 import numpy as np
@@ -32,7 +33,6 @@ exact = numba.njit(nogil=True, error_model="numpy", fastmath={{"contract"}}, cac
 summing = numba.njit(nogil=True, error_model="numpy", fastmath={{"contract", "reassoc", "nsz"}}, cache={cache})
 inlined = numba.njit(error_model="numpy", fastmath={{"contract", "reassoc", "nsz"}}, inline="never")
 """
-CACHE_VARIABLE = "ASE_EQUIVARIANT_CACHE"
 
 _log = logging.getLogger("ase_equivariant")
 
@@ -80,7 +80,7 @@ def _import(path: Path, key: str) -> dict[str, Callable]:
 
 def _write(text: str, key: str) -> Path:
     """The file of a source, written unless it is there and whole."""
-    path = cache_folder() / key / "kernels.py"
+    path = cache_folder("kernels") / key / "kernels.py"
     if not path.is_file() or path.read_bytes() != text.encode():
         shutil.rmtree(path.parent, ignore_errors=True)  # with whatever was compiled from another source
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,3 @@ def _write(text: str, key: str) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path.parent} cannot be written")
     return path
-
-
-def cache_folder() -> Path:
-    """Where kernels are kept: $ASE_EQUIVARIANT_CACHE, or the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named) / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ase-equivariant" / "kernels"
