@@ -1,0 +1,89 @@
+"""The accuracy benchmarks: every set has a configuration of every architecture, and a row of the table."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+pytest.importorskip("lightning")
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks" / "accuracy"))
+import run  # noqa: E402
+import tables  # noqa: E402
+from sets import ARCHITECTURES, SETS  # noqa: E402
+
+from ase_equivariant.architectures import build_unweighted  # noqa: E402
+from ase_equivariant.training.config import read_config  # noqa: E402
+
+PAIRS = [(name, architecture) for name in SETS for architecture in ARCHITECTURES]
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_every_set_has_a_configuration_of_every_architecture(name, architecture):
+    config, _ = read_config(run.CONFIGS / f"{name}_{architecture}.yaml")
+    assert config.architecture == architecture
+    assert Path(config.output).name == f"{name}_{architecture}"
+    settings = {"num_species": 4, "avg_num_neighbors": 10.0, **config.model}
+    assert build_unweighted(architecture, settings, torch.float32).config.cutoff == config.model["cutoff"]
+
+
+def test_what_was_not_run_stands_in_the_table_with_its_command(tmp_path):
+    text = tables.write_tables(tmp_path)
+    for name, architecture in PAIRS:
+        assert f"not run: `python benchmarks/accuracy/run.py {name} {architecture}`" in text
+    assert "MACE, published | 0.9 / 5.1 | 4.6 / 22.4" in text
+    assert (tmp_path / "accuracy.md").read_text() == text
+
+
+def test_results_stand_beside_published_ones_and_make_learning_curves(tmp_path):
+    found = {"energy": {"rmse": 0.5, "mae": 0.4}, "forces": {"rmse": 4.96, "mae": 3.0}}
+    curve = {"relative_energy": {"rmse": 7.0, "mae": 5.0}, "height": {"one": {"found": 12.0, "expected": 14.0}}}
+    result = {"parameters": 1234, "minutes": 20.4, "frames": 500}
+    result |= {"tests": {"300 K": found, "600 K": found}, "curves": {"dihedral": curve, "H transfer": curve}}
+    (tmp_path / "accuracy_acac_mace.json").write_text(json.dumps(result))
+    (tmp_path / "accuracy_acac_mace_50.json").write_text(json.dumps({**result, "frames": 50}))
+    text = tables.write_tables(tmp_path)
+    assert "| **MACE, ours** | 0.50 / 5.0 | 0.50 / 5.0 | 7.0 | 7.0 | 1,234 | 20 |" in text
+    assert "- H transfer: 14; MACE 12" in text
+    assert text.index("| MACE | 50 |") < text.index("| MACE | 500 |")
+
+
+def pair(energy: float, label: float, kind: str = "a") -> run.Pair:
+    atoms = molecule("H2O")
+    atoms.info["config_type"] = kind
+    atoms.calc = SinglePointCalculator(atoms, energy=label, forces=0 * atoms.positions)
+    return run.Pair(atoms, energy, torch.full((len(atoms), 3), 0.002))
+
+
+def test_errors_are_per_molecule_and_along_paths_without_their_mean():
+    found = run.errors([pair(1.001, 1.0), pair(2.003, 2.0)])
+    assert found["energy"] == {"rmse": pytest.approx(5**0.5, abs=1e-3), "mae": pytest.approx(2.0)}
+    assert found["forces"] == {"rmse": pytest.approx(2.0), "mae": pytest.approx(2.0)}
+    paths = run.relative_errors([pair(1.5, 1.0), pair(2.5, 2.0), pair(9.0, 3.0, "b"), pair(9.0, 3.002, "b")])
+    assert paths["relative_energy"]["mae"] == pytest.approx(0.5)
+    assert paths["height"] == {"a": {"found": 1000, "expected": 1000}, "b": {"found": 0, "expected": 2}}
+
+
+def test_frames_of_npz_and_parts_of_a_set_that_hold_the_smaller_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
+    (tmp_path / "rmd17").mkdir()
+    coords = np.random.default_rng(1).normal(size=(9, 2, 3))
+    arrays = {"nuclear_charges": [8, 1], "coords": coords, "energies": np.arange(9.0), "forces": -coords}
+    np.savez(tmp_path / SETS["rmd17_ethanol"].train, **arrays)
+    drawn = []
+    for frames in (3, 6):
+        raw = run.configuration("rmd17_ethanol", "mace", tmp_path, frames)
+        read = run.frames_of(run.CONFIGS / raw["data"]["train"])
+        assert isinstance(read[0], Atoms)
+        drawn.append({atoms.get_potential_energy() for atoms in read})
+        assert raw["run"]["max_epochs"] == 300 * 9 / frames
+        assert raw["output"].endswith(f"rmd17_ethanol_mace_{frames}")
+    assert drawn[0] < drawn[1]
+    assert [len(energies) for energies in drawn] == [3, 6]
