@@ -3,9 +3,9 @@
 A file is one line of JSON, the settings, and then the model's arrays as `.npy` blocks: the atoms' energies; for each
 layer the radial network, the maps before and after the convolution, the skip connection and the norm's weights; the
 readout. It holds no code. Nequix feeds a one-hot species into its first layer, divides sums by √N̄, has Bessel functions
-2/r_c sin(nπr/r_c)/r and the gain of SiLU below, all of which are factors of our weights. Its vectors point from receiver
-to sender, which changes nothing for features of parity (-1)^l. The numbers agree with Nequix 0.4.5 to the precision of
-its single-precision graph.
+2/r_c sin(nπr/r_c)/r and the gain of SiLU below, all of which are factors of our weights. Its vectors point from
+receiver to sender, which changes nothing for features of parity (-1)^l. The numbers agree with Nequix 0.4.5 to the
+precision of its single-precision graph.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -51,9 +52,9 @@ MODEL = {  # settings that make the model, and what they can be
     "layer_norm": bool,
 }
 ELSEWHERE = {"atom_energies", "kernel"}  # among the arrays too; how Nequix computes
-TRAINING = set(  # words in the names of settings that make no difference to the trained model
-    "path dir resume state cache train valid val wandb seed nodes edges init optimizer learning lr warmup grad decay "
-    "batch epochs steps loss weight log ema every freeze finetune hessian phonon pft cotrain".split()
+TRAINING = re.compile(  # words in the names of settings that make no difference to the trained model
+    r"(^|_)(path|dir|resume|state|cache|train|valid|val|wandb|seed|nodes|edges|init|optimizer|learning|lr|warmup|grad|"
+    r"decay|batch|epochs|steps|loss|weight|log|ema|every|freeze|finetune|hessian|phonon|pft|cotrain)(_|$)"
 )
 
 
@@ -76,6 +77,7 @@ def import_nequix(data: bytes) -> Potential:
         atomic_energies=energies.unsqueeze(0),
         scale=settings["scale"] * ones,
         shift=settings["shift"] * ones,
+        metadata={"provenance": {"source_package": "nequix"}},
     )
 
 
@@ -88,7 +90,7 @@ def _settings(line: bytes) -> dict[str, Any]:
     missing = [name for name in MODEL if name not in settings]
     if missing:
         raise ForeignFileError(f"it lacks the settings {', '.join(missing)} of a Nequix model")
-    unknown = [name for name in settings.keys() - MODEL.keys() - ELSEWHERE if not TRAINING & set(name.split("_"))]
+    unknown = [name for name in settings.keys() - MODEL.keys() - ELSEWHERE if not TRAINING.search(name)]
     if unknown:
         raise ForeignFileError(f"it has settings that this version does not know: {', '.join(sorted(unknown))[:200]}")
     for name, kind in MODEL.items():
@@ -183,7 +185,6 @@ class _Arrays:
     def take(self, *shape: int) -> Tensor:
         """The next array in float64, which must have this shape."""
         self.count += 1
-        start = self.file.tell()
         try:
             version = np.lib.format.read_magic(self.file)
             if version != (1, 0):
