@@ -99,10 +99,11 @@ def _chosen_species(potential: Potential, elements: Iterable[str] | None) -> lis
 
 
 def _smaller(config: dict, species: list[int], heads: list[int]) -> dict:
-    """The config of the restricted architecture; tables of species in it are those of the distances it knows."""
+    """The config of the restricted architecture; tables of species in it lose their entries."""
     smaller = {**config, "num_species": len(species), "num_heads": len(heads)}
-    if config.get("covalent_radii"):
-        smaller["covalent_radii"] = [config["covalent_radii"][i] for i in species]
+    for table in ("covalent_radii", "species_neighbors"):
+        if config.get(table):
+            smaller[table] = [config[table][i] for i in species]
     if config.get("pair_repulsion"):
         smaller["pair_repulsion"] = {
             **config["pair_repulsion"],

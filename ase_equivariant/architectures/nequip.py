@@ -35,6 +35,7 @@ from ase_equivariant.architectures.validation import (
     check_common,
     check_features,
     check_flag,
+    check_repulsion,
     require,
     whole,
 )
@@ -44,6 +45,7 @@ from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import block_index, harmonics_irreps, layer_irreps, parse_irreps
 from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, normal_parameter
 from ase_equivariant.nn.norm import NORMS, RMSNorm
+from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 from ase_equivariant.nn.readout import LinearReadout
 
@@ -68,9 +70,17 @@ class NequIPConfig:
     normalisation: str = "none"  # "rms", or "nequix" for its weights of the irreps: before each gate
     readout_mlp: int = 16  # width between the two linear layers of the readout; 0: one layer
     num_heads: int = 1
+    species_neighbors: tuple[float, ...] = ()  # avg_num_neighbors by the species that sends; empty: one for all
+    pair_repulsion: ZBLConfig | None = None  # which the potential adds
 
     def __post_init__(self):
         check_common(self, highest_l=6)
+        check_repulsion(self)
+        numbers = self.species_neighbors
+        proper = isinstance(numbers, list | tuple) and len(numbers) in (0, self.num_species)
+        proper = proper and all(isinstance(n, int | float) and 0 < n < float("inf") for n in numbers)
+        require(proper, self, "species_neighbors", "a list of one positive number per species, or empty")
+        object.__setattr__(self, "species_neighbors", tuple(numbers))
         check_choice(self, "interaction_first", INTERACTIONS)
         check_choice(self, "skip", ("species", "shared"))
         check_choice(self, "normalisation", ("none", *NORMS))
@@ -128,6 +138,8 @@ class Layer(torch.nn.Module):
         self.residual = not first or config.interaction_first == "residual"
         self.shared = config.skip == "shared"
         self.norm = 1.0 / config.avg_num_neighbors
+        ratios = config.avg_num_neighbors / torch.tensor(config.species_neighbors, dtype=torch.float64)
+        self.register_buffer("sender_norms", ratios.reshape(-1, 1, 1), persistent=False)
         self.gate = Gate(irreps_out)
         gated = self.gate.irreps_in
         self.linear_up = Linear(irreps_in, irreps_in, generator)
@@ -154,6 +166,9 @@ class Layer(torch.nn.Module):
         receivers: Tensor,
     ) -> list[Tensor]:
         sent = [block * self.norm for block in self.linear_up(node_feats)]
+        if self.sender_norms.numel():
+            factors = self.sender_norms.index_select(0, species)
+            sent = [block * factors for block in sent]
         weights = self.radial_mlp(edge_feats)
         out = self.linear(self.convolution(sent, edge_attrs, weights, senders, receivers))
         matrices = torch.zeros_like(species) if self.shared else species

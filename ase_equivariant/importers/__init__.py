@@ -23,7 +23,9 @@ def import_model(data: bytes) -> Potential:
     """The potential in the content of a file that another package wrote; `ForeignFileError` says why not."""
     try:
         return import_nequix(data) if data.startswith(NEQUIX) else _rebuild(read_content(data))
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except ForeignFileError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ForeignFileError(f"its layout is not that of a model that this version knows ({reason})") from error
 

@@ -21,6 +21,7 @@ from ase_equivariant.importers.nequip_layers import EVEN, Layer, channel_groups,
 from ase_equivariant.importers.records import Content
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps
+from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
 
 PARTS = {
@@ -55,7 +56,7 @@ def import_nequip(content: Content) -> Potential:
     for part in parts.values():
         if part.name.endswith(".ConvNetLayer"):
             layers.append(read_layer(part, layers[-1] if layers else None, harmonics, embedding, content))
-    architecture = NequIP(_config(parts, layers, embedding, harmonics))
+    architecture = NequIP(_config(parts, layers, embedding, harmonics, numbers))
     with torch.no_grad():
         _fill(architecture, parts, layers, embedding)
     return Potential(
@@ -85,7 +86,11 @@ def _table(parts: dict[str, Record], name: str, default: float, n_species: int) 
 def _check_parts(parts: dict[str, Record]) -> None:
     """Name every part that our NequIP does not have."""
     n_layers = sum(name.startswith("layer") for name in parts)
-    expected = {**PARTS, **{f"layer{i}_convnet": "ConvNetLayer" for i in range(n_layers)}}
+    expected = {
+        **PARTS,
+        **({"pair_potential": "ZBL"} if "pair_potential" in parts else {}),
+        **{f"layer{i}_convnet": "ConvNetLayer" for i in range(n_layers)},
+    }
     unknown = [part.name for name, part in parts.items() if part.name.split(".")[-1] != expected.get(name)]
     unknown += [f"no {name}" for name in expected if name not in parts]
     if not unknown:
@@ -102,7 +107,9 @@ def _check_parts(parts: dict[str, Record]) -> None:
         raise ForeignFileError(f"it has parts that this version cannot rebuild: {', '.join(unknown)}")
 
 
-def _config(parts: dict[str, Record], layers: list[Layer], embedding: Tensor, harmonics: o3.Irreps) -> NequIPConfig:
+def _config(
+    parts: dict[str, Record], layers: list[Layer], embedding: Tensor, harmonics: o3.Irreps, numbers: list[int]
+) -> NequIPConfig:
     most: dict[o3.Irrep, int] = {}  # channels of each irrep in the layer that has most
     for mul, ir in (entry for layer in layers for entry in layer.irreps_out):
         most[ir] = max(mul, most.get(ir, 0))
@@ -111,16 +118,21 @@ def _config(parts: dict[str, Record], layers: list[Layer], embedding: Tensor, ha
     unknown = {
         "radial networks of different depths": len({len(each) for each in widths}) > 1,
         f"harmonics {harmonics}": not parity and harmonics != harmonics_irreps(harmonics.lmax, parity=1),
-        "avg_num_neighbors of each type": any(layer.norms.numel() > 1 for layer in layers),
+        "another avg_num_neighbors in each layer": any(
+            not torch.equal(layer.norms, layers[0].norms) for layer in layers
+        ),
     }
     found = [name for name, present in unknown.items() if present]
     if found:
         raise ForeignFileError(f"it has parts that this version cannot rebuild: {', '.join(found)}")
     frequencies = _frequencies(parts)
+    neighbors = layers[0].norms ** -2
+    mean = neighbors.mean()
+    order = torch.tensor(numbers).argsort()
     return NequIPConfig(
         num_species=len(embedding),
         cutoff=float(parts["edge_norm"].get("r_max")),
-        avg_num_neighbors=layers[0].norms.item() ** -2,
+        avg_num_neighbors=mean.item(),
         num_bessel=frequencies.numel(),
         trainable_bessel=not torch.equal(frequencies, torch.arange(1, frequencies.numel() + 1).double()),
         envelope_power=int(parts["bessel_encode"].get("cutoff.p")),
@@ -132,6 +144,31 @@ def _config(parts: dict[str, Record], layers: list[Layer], embedding: Tensor, ha
         num_interactions=len(layers),
         interaction_first="residual",  # with weights of zero where the file has no self-connection in the first layer
         readout_mlp=0,
+        # theirs divides by √N_z, ours by what stands here, after weights that are √N̄ larger
+        species_neighbors=tuple((neighbors * mean).sqrt()[order].tolist()) if len(neighbors) > 1 else (),
+        pair_repulsion=_pair_repulsion(parts, numbers),
+    )
+
+
+def _pair_repulsion(parts: dict[str, Record], numbers: list[int]) -> ZBLConfig | None:
+    """ZBL of LAMMPS' constants, which ends at the cutoff for all pairs."""
+    zbl = parts.get("pair_potential")
+    if zbl is None:
+        return None
+    if zbl.get("atomic_numbers").round().long().tolist() != numbers:
+        raise ForeignFileError("its pair repulsion is between other elements than its atom types")
+    power = float(zbl.get("cutoff.p"))
+    if not power.is_integer():
+        raise ForeignFileError(f"it has parts that this version cannot rebuild: ZBL with polynomial_cutoff_p = {power}")
+    return ZBLConfig(
+        radii=(0.5 * float(parts["edge_norm"].get("r_max")),) * len(numbers),
+        envelope_power=int(power),
+        scaled=False,
+        coulomb=2.0 * zbl.get("_qqr2exesquare").item(),
+        length=0.46850,
+        exponent=0.23,
+        coefficients=(0.02817, 0.28022, 0.50986, 0.18175),
+        decays=(0.20162, 0.40290, 0.94229, 3.19980),
     )
 
 
@@ -166,7 +203,7 @@ def _fill_layer(
     bessel: float,
 ) -> None:
     """Each block to its place among ours; what only we have stays zero, what only they have changes nothing."""
-    norm = theirs.norms.item() / ours.norm
+    norm = (theirs.norms**-2).mean().item() ** -0.5 / ours.norm
     for dense, (_, ir) in zip(ours.linear_up.maps, irreps_in):
         _place(dense, {(0, 0): norm * theirs.linear_up[ir]} if ir in theirs.linear_up else {})
     gated = ours.gate.irreps_in

@@ -16,6 +16,7 @@ from torch import Tensor
 from ase_equivariant.importers.unpickling import ForeignFileError, Record, record, tensors_out
 
 BUILDERS = ("nequip.model.NequIPGNNModel", "nequip.model.FullNequIPGNNModel", "nequip.model.PresetNequIPGNNModel")
+ZBL = "nequip.nn.pair_potential.ZBL"
 PREFIX = "model.sole_model.model.func."
 # what the arguments say and the tensors do not; anything else an argument may be is refused by name
 KNOWN = {
@@ -25,7 +26,6 @@ KNOWN = {
     "readout_mlp_hidden_layers_depth": 0,
     "categorical_graph_field_embed": None,
     "per_edge_type_cutoff": None,
-    "pair_potential": None,
     "convnet_resnet": False,
 }
 PRESETS = {  # layers, l_max, features of each l
@@ -44,6 +44,7 @@ CLASSES = {
     "per_atom_energy_readout": "nequip.nn.mlp.ScalarMLP",
     "per_type_energy_scale_shift": "nequip.nn.atomwise.PerTypeScaleShift",
     "total_energy_sum": "nequip.nn.atomwise.AtomwiseReduce",
+    "pair_potential": ZBL,
     "convnet": "nequip.nn.convnetlayer.ConvNetLayer",
     "conv": "nequip.nn.interaction_block.InteractionBlock",
     "equivariant_nonlin": "e3nn.nn._gate.Gate",
@@ -74,6 +75,8 @@ def checkpoint_records(checkpoint: dict[str, Any]) -> Record:
         attributes[f"layer{i}_convnet.conv.avg_num_neighbors_norm.norm_const"] = _norms(arguments)
     for name in ("scales", "shifts"):  # absent where the model has none
         attributes[f"per_type_energy_scale_shift.{name}"] = torch.zeros(0)
+    if arguments.get("pair_potential"):
+        attributes["pair_potential.cutoff.p"] = arguments["pair_potential"].get("polynomial_cutoff_p", 6)
     func = _tree(attributes | tensors)
     return record("nequip.nn.graph_model.GraphModel", {"type_names": arguments["type_names"], "model": _wrap(func)})
 
@@ -103,6 +106,8 @@ def _arguments(model: dict[str, Any]) -> dict[str, Any]:
     unknown = [
         f"{name} = {arguments[name]!r}"[:200] for name in KNOWN if arguments.get(name, KNOWN[name]) != KNOWN[name]
     ]
+    pair = arguments.get("pair_potential") or {"_target_": ZBL}
+    unknown += [] if pair.get("_target_") == ZBL else [str(pair.get("_target_"))]
     if unknown:
         raise ForeignFileError(f"it has parts that this version cannot rebuild: {', '.join(unknown)}")
     return arguments
