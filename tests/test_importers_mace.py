@@ -97,14 +97,15 @@ def test_imported_model_becomes_a_safe_file(tmp_path):
         ("radial_embedding.bessel_fn", "mace.modules.radial.AnotherBasis"),
         ("radial_embedding.distance_transform", "mace.modules.radial.AnotherTransform"),
         ("pair_repulsion_fn", "mace.modules.radial.AnotherRepulsion"),
-        ("", "mace.modules.models.AtomicDipolesMACE"),
+        ("", "mace.modules.models.AnotherMACE"),
+        ("", "mace.modules.models.AtomicDipolesMACE, which is not an energy model"),
     ],
 )
 def test_a_part_that_is_not_known_is_named(path, name, monkeypatch):
     root = read_records((FILES / "density_agnesi_zbl.model").read_bytes())
     import_mace(root)
     part = root.get(path) if path else root
-    monkeypatch.setattr(type(part), "name", name)
+    monkeypatch.setattr(type(part), "name", name.split(",")[0])
     with pytest.raises(ForeignFileError, match=name):
         import_mace(root)
 

@@ -26,6 +26,7 @@ from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
 
 MODELS = ("mace.modules.models.MACE", "mace.modules.models.ScaleShiftMACE")
+WITHOUT_ENERGY = ("AtomicDipolesMACE", "AtomicDielectricMACE")
 INTERACTIONS = {
     "mace.modules.blocks.RealAgnosticInteractionBlock": "nonresidual",
     "mace.modules.blocks.RealAgnosticResidualInteractionBlock": "residual",
@@ -106,6 +107,8 @@ def import_mace(root: Record) -> Potential:
 
 def _check_parts(root: Record) -> None:
     """Name every part that our MACE does not have."""
+    if root.name.rsplit(".", 1)[-1] in WITHOUT_ENERGY:
+        raise ForeignFileError(f"it holds {root.name}, which is not an energy model")
     unknown = [name for name in _classes(root) if name.startswith("mace.") and name not in KNOWN]
     unknown += [] if root.name in MODELS else [root.name]
     parts = ["node_embedding", "radial_embedding", "atomic_energies_fn", "spherical_harmonics", "interactions"]
