@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import torch
 from ase.calculators.calculator import InputError
 
 from ase_equivariant import importers, load_potential
-from ase_equivariant.importers.records import Content, ForeignFileError, read_records
+from ase_equivariant.importers import recognises
+from ase_equivariant.importers.records import LEGACY, Content, ForeignFileError, read_content, read_records
+from ase_equivariant.importers.unpickling import tensors_out
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
@@ -28,10 +32,10 @@ def test_a_model_without_its_usual_layout_is_refused(key, value, monkeypatch):
         importers.import_model(b"")
 
 
-def archive(program: bytes, **files: bytes) -> bytes:
+def archive(program: bytes, compression: int = zipfile.ZIP_STORED, **files: bytes) -> bytes:
     """A zip as torch.save writes it, around any pickle."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(buffer, "w", compression) as file:
         for name, content in {"data.pkl": program, "byteorder": b"little", **files}.items():
             file.writestr(f"model/{name}", content)
     return buffer.getvalue()
@@ -64,6 +68,23 @@ class Touch:
         (b"\x80\x02}r\xff\xff\xff\x7f.", "an enormous table"),
         (b"\x80\x02ctorch._utils\n_rebuild_parameter\n}X\x0c\x00\x00\x00__defaults__)sb.", "it changes a function"),
         (program("collections", "OrderedDict"), "a checkpoint without the arguments of a model"),
+        (program("types", "CodeType", 0), "it names types.CodeType"),
+        (program("types", "FunctionType", 0), "it names types.FunctionType"),
+        (program("marshal", "loads", b""), "it names marshal.loads"),
+        (program("functools", "partial", 0), "it names functools.partial"),
+        (program("operator", "attrgetter", "system"), "it names operator.attrgetter"),
+        (program("importlib", "import_module", "os"), "it names importlib.import_module"),
+        (program("__main__", "<lambda>"), "it names __main__.<lambda>"),
+        (program("torch._utils", "_rebuild_tensor", 0), "it names torch._utils._rebuild_tensor"),
+        (program("torch.storage", "_load_from_bytes", b""), "it names torch.storage._load_from_bytes"),
+        (program("os\x1b[2J", "system"), "it names os\\x1b[2J.system"),
+        (b"\x80\x02\x82\x01.", "names an extension"),
+        (b"\x80\x02X\x01\x00\x00\x00aQ.", "not a tensor's storage"),
+        (b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00asb.", "it is damaged"),
+        (b"\x80\x02}(" + b")" + b"\x85" * 20_000 + b"K\x01u.", "nests more than 10000 entries"),
+        (b"\x80\x02}()" + b"q\x00h\x00\x86" * 40 + b"K\x01u.", "nests more than 10000 entries"),
+        (b"\x80\x02\x8a\xff" + b"\x01" * 10, "it is damaged"),
+        (b"\x80\x04\x96" + (2**40).to_bytes(8, "little") + b".", "it is damaged"),
         (b"\x80\x02}q", "it is damaged"),
         (b"", "it is damaged"),
     ],
@@ -95,7 +116,7 @@ def test_classes_of_the_file_become_inert_records():
 
 def test_zip_bombs_are_refused():
     with pytest.raises(ForeignFileError, match="unpacks to far more than its size"):
-        read_records(archive(program("collections", "OrderedDict"), **{"data/0": bytes(10**7)}))
+        read_records(archive(program("collections", "OrderedDict"), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}))
 
 
 @needs_files
@@ -105,3 +126,111 @@ def test_truncated_files_are_named(keep, tmp_path):
     (tmp_path / "half.model").write_bytes(data[: int(keep * len(data))])
     with pytest.raises(InputError, match=r"cannot import .*half\.model: it is damaged"):
         load_potential(tmp_path / "half.model")
+
+
+def tensor(storage: str, count: int, size: tuple, stride: tuple, offset: int = 0) -> bytes:
+    """A pickle of one tensor in storage 0."""
+    key = pickle.dumps(("storage", None, "0", "cpu", count), 2)[2:-1].replace(b"N", f"ctorch\n{storage}\n".encode())
+    pieces = b"".join(pickle.dumps(item, 2)[2:-1] for item in (offset, size, stride))
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + key + b"Q" + pieces + b"tR."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tensor("DoubleStorage", 10**12, (2,), (1,)), "storage 0 has 16 bytes instead of 8000000000000"),
+        (tensor("DoubleStorage", -2, (2,), (1,)), "storage 0 has 16 bytes instead of -16"),
+        (tensor("FloatStorage", 2, (2,), (1,)), "storage 0 has 16 bytes instead of 8"),
+        (tensor("DoubleStorage", 2, (10**6, 10**6), (0, 0)), "larger than its storage"),
+        (tensor("DoubleStorage", 2, (2,), (1,), 1), "it is damaged"),
+        (tensor("DoubleStorage", 2, (2,), (1,), -1), "larger than its storage"),
+        (tensor("DoubleStorage", 2, (-1, -2), (1, 1)), "larger than its storage"),
+    ],
+)
+def test_tensors_of_the_wrong_size_are_refused(content, message):
+    with pytest.raises(ForeignFileError, match=message):
+        read_content(archive(content, **{"data/0": bytes(16)}))
+    assert read_content(archive(tensor("DoubleStorage", 2, (2,), (1,)), **{"data/0": bytes(16)})).root.tolist() == [
+        0,
+        0,
+    ]
+
+
+def test_a_thousand_tensors_of_one_storage_share_its_memory():
+    buffer = io.BytesIO()
+    whole = torch.zeros(1000, dtype=torch.float64)
+    torch.save([whole.view(1000) for _ in range(1000)], buffer)
+    tensors = [tensors_out(entry) for entry in read_content(buffer.getvalue()).root]
+    assert len({tensor.data_ptr() for tensor in tensors}) == 1
+
+
+def test_a_zip_entry_that_lies_about_its_size_is_read_no_further():
+    honest = archive(tensor("DoubleStorage", 1, (1,), (1,)), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**8)})
+    data = honest.replace((10**8).to_bytes(4, "little"), (8).to_bytes(4, "little"))
+    assert data != honest
+    tracemalloc.start()
+    with pytest.raises(ForeignFileError, match="it is damaged"):
+        read_content(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**7
+
+
+def test_files_from_before_zip_archives_are_read():
+    content = {"a": torch.arange(6.0).reshape(2, 3).T, "b": [torch.arange(3), torch.zeros(0)], "c": "text"}
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    root = read_content(buffer.getvalue()).root
+    assert (tensors_out(root["a"]) == content["a"]).all()
+    assert tensors_out(root["b"][0]).tolist() == [0, 1, 2]
+    assert root["c"] == "text"
+
+
+def test_modules_from_before_zip_archives_become_records():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(module, buffer, _use_new_zipfile_serialization=False)
+    root = read_records(buffer.getvalue())
+    assert root.name == "torch.nn.modules.container.Sequential"
+    assert (root.get("0.weight") == module[0].weight).all()
+
+
+def legacy(content: bytes, keys: tuple = ()) -> bytes:
+    """A file as torch.save wrote it before zip archives, around any pickle."""
+    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    return LEGACY + pickle.dumps(1001, 2) + pickle.dumps(machine, 2) + content + pickle.dumps(list(keys), 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (legacy(program("os", "system", "touch executed")), "it names os.system"),
+        (LEGACY + program("os", "system", "touch executed"), "it"),
+        (legacy(tensor("DoubleStorage", 10**12, (2,), (1,)), ("0",)), "it is damaged|larger than the file"),
+        (legacy(tensor("DoubleStorage", 2, (2,), (1,)), ("0",)) + bytes(24), "has 0 elements instead of 2"),
+        (legacy(tensor("DoubleStorage", 2, (2,), (1,))) + bytes(24), "it lacks the storages 0"),
+        (legacy(tensor("DoubleStorage", 2, (2,), (1,)), ("1",)) + bytes(24), "it lacks '1'"),
+        (LEGACY, "it is damaged"),
+        (bytes(257) + b"ustar" + bytes(300), "a tar file"),
+    ],
+)
+def test_old_files_that_are_not_data_are_refused(data, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ForeignFileError, match=message):
+        read_content(data)
+    assert list(tmp_path.iterdir()) == []
+    assert recognises(data)
+
+
+def test_inert_parts_of_genuine_files_stay_closed():
+    """`reduce_graph_module` holds source text, `__codegen__` compiled code: both are kept as they are."""
+    source = {"_code": "import os; os.system('touch executed')"}
+    record = read_records(archive(program("torch.fx.graph_module", "reduce_graph_module", source, "import os")))
+    assert record.name == "torch.fx.graph_module.reduce_graph_module"
+    assert record.args == (source, "import os")
+    tanh = read_records(
+        archive(b"\x80\x02c__builtin__\ngetattr\n(ctorch._C\n_VariableFunctionsClass\nX\x04\x00\x00\x00tanhtR.")
+    )
+    assert tanh.name == "torch.tanh"
