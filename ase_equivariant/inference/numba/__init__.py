@@ -60,7 +60,10 @@ class Numba:
             raise CalculatorSetupError(f"backend 'numba' fails with {type(error).__name__}: {error}") from error
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
-        arrays = self._spare.pop() if self._spare else {}
+        try:
+            arrays = self._spare.pop()
+        except IndexError:  # not asked beforehand, as another thread may be faster
+            arrays = {}
         run = self._prepare(graph, forces, arrays)
         blocks = _blocks(graph.n_nodes)
         for steps in self._phases(forces):
