@@ -9,8 +9,9 @@ import torch
 from ase import Atoms
 from blocks import assert_same, generator, normal
 from structures import STRUCTURES
-from tiny import tiny_potential
+from tiny import TINY, tiny_potential
 
+from ase_equivariant.architectures import build_unweighted
 from ase_equivariant.checkpoint import load_potential, save_potential
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import concatenate, from_atoms
@@ -251,3 +252,11 @@ def test_random_weights_of_other_blocks_come_from_the_seed_as_well():
     first, second = (tiny_potential(**KINDS["nonlinear"]).architecture.state_dict() for _ in range(2))
     torch.randn(3, generator=generator())
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_model_without_weights_takes_no_memory_for_them():
+    """A file may describe any widths; none is allocated before its tensors are seen to have them."""
+    settings = {**TINY["mace"], **KINDS["nonlinear"], "num_species": 2, "radial_mlp": (3, 10**8), "readout_mlp": 10**4}
+    architecture = build_unweighted("mace", settings, torch.float32)
+    assert {weight.device.type for weight in architecture.parameters()} == {"meta"}
+    assert sum(weight.numel() for weight in architecture.parameters()) > 10**9

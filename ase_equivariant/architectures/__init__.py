@@ -47,10 +47,12 @@ def build_unweighted(name: str, config: dict, dtype: torch.dtype) -> torch.nn.Mo
 
 
 class _NoWeights(TorchFunctionMode):
-    """Random numbers, which only weights are drawn from, are made on the meta device."""
+    """Random and constant numbers that only weights consist of are made on the meta device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if function is torch.randn:
             kwargs |= {"device": "meta", "generator": None}
+        elif function is torch.full:
+            kwargs |= {"device": "meta"}
         return function(*args, **kwargs)

@@ -16,7 +16,7 @@ from ase_equivariant.nn.contraction import SymmetricContraction
 from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.gate import Gate
 from ase_equivariant.nn.irreps import harmonics_irreps
-from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, add_blocks
+from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, add_blocks, constant_parameter
 from ase_equivariant.nn.radial import PairMLP, RadialMLP
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class NonlinearLayer(torch.nn.Module):
         widths = (config.num_bessel, *config.radial_mlp, self.convolution.num_weights)
         self.radial_mlp = PairMLP(config.num_species, widths, generator)
         self.count = PairMLP(config.num_species, (config.num_bessel, DENSITY_WIDTH, 1), generator)
-        self.alpha = torch.nn.Parameter(torch.full((1,), config.avg_num_neighbors, dtype=torch.float64))
-        self.beta = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.alpha = constant_parameter((1,), float(config.avg_num_neighbors))
+        self.beta = constant_parameter((1,), 0.0)
         self.linear = Linear(self.convolution.irreps_out, self.gate.irreps_in, generator)
         self.linear_node = Linear(irreps_edge, self.gate.irreps_in, generator)
         self.linear_gated = Linear(density, density, generator)

@@ -16,13 +16,18 @@ def normal_parameter(shape: tuple[int, ...], generator: torch.Generator) -> torc
     return torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
 
 
+def constant_parameter(shape: tuple[int, ...], value: float) -> torch.nn.Parameter:
+    """A weight that is the same everywhere before it is learned."""
+    return torch.nn.Parameter(torch.full(shape, value, dtype=torch.float64))
+
+
 class Dense(torch.nn.Module):
     """gain · x W / √n_in on the last axis, plus a bias b that starts at zero where `bias` is set."""
 
     def __init__(self, n_in: int, n_out: int, generator: torch.Generator, gain: float = 1.0, bias: bool = False):
         super().__init__()
         self.weight = normal_parameter((n_in, n_out), generator)
-        self.bias = torch.nn.Parameter(torch.zeros(n_out, dtype=torch.float64)) if bias else None
+        self.bias = constant_parameter((n_out,), 0.0) if bias else None
         self.norm = gain / math.sqrt(n_in)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation of a node's features; equivariant, since all components are divided by one number.
+"""Normalisation of features. By their root mean square: equivariant, since all components are divided by one number.
 
     x_i,lkm → w_lk x_i,lkm / √(ε + ⟨s_l x_i²⟩)        ⟨⟩ mean over channels and components, then over irreps
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from e3nn import o3
 from torch import Tensor
+
+from ase_equivariant.nn.linear import constant_parameter
 
 NORMS = {"rms": 1e-5, "nequix": 1e-8}  # ε
 
@@ -32,3 +34,15 @@ class RMSNorm(torch.nn.Module):
         for i, weight in enumerate(self.weights):
             out.append(blocks[i] * (factor * weight))
         return out
+
+
+class LayerNorm(torch.nn.Module):
+    """Scalars `[n, width]` of mean zero and variance one in each row, times a learned weight, plus a learned bias."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = constant_parameter((width,), 1.0)
+        self.bias = constant_parameter((width,), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ase_equivariant.nn.linear import Dense, normal_parameter
+from ase_equivariant.nn.norm import LayerNorm
 
 # makes the variance of SiLU(x) one for a normal x: 1/√∫ SiLU(x)² φ(x) dx
 SILU_GAIN = 1.6765324703310907
@@ -116,7 +117,7 @@ class PairMLP(torch.nn.Module):
         self.first = Dense(widths[0], widths[1], generator)
         self.sent = normal_parameter((num_species, widths[1]), generator)
         self.received = normal_parameter((num_species, widths[1]), generator)
-        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width, dtype=torch.float64) for width in widths[1:-1])
+        self.norms = torch.nn.ModuleList(LayerNorm(width) for width in widths[1:-1])
         self.layers = torch.nn.ModuleList(
             Dense(a, b, generator, SILU_GAIN, bias=True) for a, b in zip(widths[1:-1], widths[2:])
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ase_equivariant.nn.gate import TANH_GAIN
-from ase_equivariant.nn.linear import Dense, normal_parameter
+from ase_equivariant.nn.linear import Dense, constant_parameter, normal_parameter
 from ase_equivariant.nn.radial import SILU_GAIN
 
 GAINS = {"silu": SILU_GAIN, "tanh": TANH_GAIN, "abs": 1.0}  # make the variance one where inputs are normal
@@ -64,8 +64,8 @@ class BiasReadout(torch.nn.Module):
         self.first = Dense(channels, num_heads * hidden, generator)
         self.second = normal_parameter((num_heads, hidden, hidden), generator)
         self.weight = normal_parameter((num_heads, hidden), generator)
-        self.second_bias = torch.nn.Parameter(torch.zeros(num_heads, hidden, dtype=torch.float64))
-        self.bias = torch.nn.Parameter(torch.zeros(num_heads, dtype=torch.float64))
+        self.second_bias = constant_parameter((num_heads, hidden), 0.0)
+        self.bias = constant_parameter((num_heads,), 0.0)
         self.norm = GAINS[activation] * hidden**-0.5
 
     def forward(self, scalars: Tensor) -> Tensor:
