@@ -197,14 +197,14 @@ def test_a_source_that_was_tampered_with_is_written_anew(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("distance", [0.5, 1.0, 2.2])
-def test_the_shipped_model_in_float32_is_near_itself_in_float64(distance):
+def test_the_shipped_model_in_float32_is_as_near_to_float64_as_eager_is(distance):
     potential = load_potential("mace-mlearn")
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=3)
     atoms.positions[1] = atoms.positions[0] + [distance, 0, 0]
     graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
-    exact = predict(potential.astype(torch.float64), graph)
+    exact, single = (predict(potential.astype(dtype), graph) for dtype in (torch.float64, torch.float32))
     found = Numba(potential.astype(torch.float32), CPU)(graph, True)
-    largest = max(1.0, exact.forces.abs().max().item() / 10)  # single precision is relative
-    assert (found.energy - exact.energy).abs() / graph.n_nodes < 1e-6 * largest
-    assert (found.forces - exact.forces).abs().max() < 2e-5 * largest
+    for name, allowed in {"energy": 1e-6 * graph.n_nodes, "forces": 2e-5}.items():
+        errors = [(getattr(p, name) - getattr(exact, name)).abs().max().item() for p in (found, single)]
+        assert errors[0] < max(allowed, 4 * errors[1])  # eager's own, where forces are beyond all measure
