@@ -10,7 +10,10 @@ from tiny import tiny_potential
 from ase_equivariant import save_potential
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PLAIN = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in ("demo.py", "fourth_architecture.py"))
+OTHERS = ("demo.py", "fourth_architecture.py", "nequix_solids.py", "two_models.py")
+NEQUIX = EXAMPLES.parents[1] / "shared" / "checkpoints" / "nequix" / "nequix-mp-1.nqx"
+needs_nequix = pytest.mark.skipif(not NEQUIX.is_file(), reason=f"needs the model file {NEQUIX}")
+PLAIN = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in OTHERS)
 FILES = {
     "relax_cell.py": ["relax_cell_0GPa.traj", "relax_cell_5GPa.traj", "relax_cell.log"],
     "nvt.py": ["nvt.traj"],
@@ -48,3 +51,27 @@ def test_the_demo_relaxes_heats_and_leaves_pictures_trajectories_and_logs(tmp_pa
     assert [len(read(tmp_path / "demo" / f"{name}.traj", ":")) for name in names] == [2, 2]
     assert (tmp_path / "demo" / "relaxed.xyz").exists()
     assert "demo/npt.png" in out
+
+
+@needs_nequix
+def test_nequix_gives_lattice_constants_beside_those_of_pbe(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["nequix_solids.py", str(NEQUIX), "Cu"])
+    source = (EXAMPLES / "nequix_solids.py").read_text()
+    assert len(source.splitlines()) <= 60
+    exec(compile(source.replace("(-0.02, -0.01, 0.0, 0.01, 0.02)", "(-0.02, 0.0, 0.01, 0.02)"), "solids", "exec"), {})
+    found, expected = re.search(r"Cu fcc +([\d.]+) +([\d.]+)", capsys.readouterr().out).groups()
+    assert float(expected) == pytest.approx(3.6293, abs=1e-3)
+    assert float(found) == pytest.approx(float(expected), rel=0.02)
+
+
+@needs_nequix
+def test_two_models_stand_side_by_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_potential(tiny_potential(), "tiny.safetensors")
+    monkeypatch.setattr("sys.argv", ["two_models.py", str(NEQUIX), "tiny.safetensors"])
+    source = (EXAMPLES / "two_models.py").read_text()
+    constants = '{"Cu": (3.55, 3.63)}  # '
+    exec(compile(re.sub(r"(?<=CRYSTALS = ).*", constants, source), "two_models", "exec"), {})
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["nequix-mp-1", "tiny"]
+    assert [len(row.split()) for row in rows] == [9, 9]
