@@ -234,3 +234,18 @@ def test_inert_parts_of_genuine_files_stay_closed():
         archive(b"\x80\x02c__builtin__\ngetattr\n(ctorch._C\n_VariableFunctionsClass\nX\x04\x00\x00\x00tanhtR.")
     )
     assert tanh.name == "torch.tanh"
+
+
+@needs_files
+def test_a_compiled_mace_is_the_model_it_was_made_from(monkeypatch):
+    def forbidden(*arguments, **options):
+        raise AssertionError("the file was given to torch")
+
+    monkeypatch.setattr("torch.jit.load", forbidden)
+    compiled, plain = (
+        importers.import_model((FILES / f"{name}.model").read_bytes()) for name in ("trained_compiled", "trained")
+    )
+    assert compiled.architecture.config == plain.architecture.config
+    ours, theirs = compiled.state_dict(), plain.state_dict()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert len(theirs) > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ase_equivariant.importers.compiled import as_modules
 from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.nequip import import_nequip
 from ase_equivariant.importers.nequip_checkpoint import checkpoint_records
@@ -36,10 +37,8 @@ def _rebuild(content: Content) -> Potential:
         return import_nequip(Content(checkpoint_records(root)))
     if not isinstance(root, Record):
         raise ForeignFileError(f"it holds a {type(root).__name__} instead of a model")
-    if root.name.startswith("mace.") and content.code:
-        raise ForeignFileError("it is a compiled TorchScript model, which is code; import the .model it was made from")
     if root.name.startswith("mace."):
-        return import_mace(root)
+        return import_mace(as_modules(root, content) if content.code else root)
     if "sole_model" in root.named_children() or root.name.startswith("nequip."):
         return import_nequip(content)
     raise ForeignFileError(f"it holds {root.name}; known are the models of mace-torch and nequip")

@@ -7,7 +7,6 @@ vectors from sender to receiver, gates with our gains.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from ase_equivariant.importers.compiled import activation
 from ase_equivariant.importers.records import Content
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.nn.coupling import clebsch_gordan
@@ -139,24 +139,12 @@ def _gate_gains(part: Record, irreps_out: o3.Irreps, content: Content) -> tuple[
     found = dict(DEFAULT_GAINS)
     for name, functions in expected.items():
         activations = part.get(f"equivariant_nonlin.{name}.acts")
-        for function, activation in zip(functions, activations.children() if activations else []):
-            said, gain = _activation(activation, content)
+        for function, module in zip(functions, activations.children() if activations else []):
+            said, gain = activation(module, content)
             if said != function:
                 raise ForeignFileError(f"its gate uses {said} where this version knows {function}")
             found[function] = gain
     return found["silu"] / SILU_GAIN, found["tanh"] / TANH_GAIN
-
-
-def _activation(activation: Record, content: Content) -> tuple[str, float]:
-    """Name and gain of a normalised activation: attributes, or in compiled files one line of code and a constant."""
-    function = activation.get("f")
-    if function is not None:
-        return function.name.split(".")[-1], float(activation.get("cst"))
-    code = content.code.get(activation.origin.rpartition(".")[0], "")
-    line = re.search(r"torch\.mul\(torch\.(\w+)\(x\), CONSTANTS\.c(\d+)\)", code)
-    if not line:
-        raise ForeignFileError(f"its code of {activation.name} is not that of an activation that this version knows")
-    return line[1], float(content.constants[int(line[2])])
 
 
 def _sign(path: Path, part: Record) -> float:
