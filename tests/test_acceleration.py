@@ -28,6 +28,11 @@ MODELS = [
 UNTABULATED = [
     ("nequip", {"trainable_bessel": True, "num_interactions": 2}),
     ("botnet", {"radial": "element", "num_interactions": 2}),
+    (
+        "mace",
+        {"interaction_first": "density", "interaction": "density_residual", "pair_repulsion": {"radii": [1] * 5}},
+    ),
+    ("mace", {"distance_transform": "agnesi", "covalent_radii": [0.5, 0.7, 0.7, 1, 1], "apply_cutoff": False}),
 ]
 
 
