@@ -74,7 +74,7 @@ def test_float32_is_near_eager_in_float64(mace):
     graph = big(mace)
     found, expected = Numba(mace.astype(torch.float32), CPU)(graph, True), predict(mace, graph)
     assert (found.energy - expected.energy).abs() / graph.n_nodes < 1e-6
-    assert (found.forces - expected.forces).abs().max() < 2e-5
+    assert (found.forces - expected.forces).abs().max() < 5e-6 * expected.forces.abs().max()
     assert found.energy.dtype == found.forces.dtype == torch.float64
 
 
