@@ -20,9 +20,9 @@ from ase_equivariant import EquivariantCalculator
 
 PER_CUBE = {"fcc": 4, "bcc": 2, "diamond": 8}  # atoms
 STRUCTURES = {
-    **dict.fromkeys(["Al", "Ca", "Cu", "Sr", "Rh", "Pd", "Ag", "Ir", "Pt", "Au", "Pb"], "fcc"),
+    **dict.fromkeys(["Al", "Ca", "Ni", "Cu", "Sr", "Rh", "Pd", "Ag", "Ir", "Pt", "Au", "Pb"], "fcc"),
     **dict.fromkeys(["V", "Nb", "Mo", "Ta", "W"], "bcc"),
-    **dict.fromkeys(["C", "Si", "Ge", "Sn"], "diamond"),
+    **dict.fromkeys(["Si", "Ge", "Sn"], "diamond"),
 }
 
 
