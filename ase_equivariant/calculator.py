@@ -180,7 +180,9 @@ class EquivariantCalculator(Calculator):
     def _predict(self, graph: Graph, forces: bool) -> Prediction:
         self.calls += 1
         try:
-            return self._backend(graph, forces)
+            prediction = self._backend(graph, forces)
+            self.parameters["backend"] = getattr(self._backend, "name", self.parameters["backend"])
+            return prediction
         except (RuntimeError, MemoryError) as error:
             text = str(error).lower()
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in text and "alloc" in text:

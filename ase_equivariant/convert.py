@@ -38,10 +38,11 @@ def convert(
         potential.metadata["default_head"] = choose_head(potential, default_head)
     potential.metadata.update({key: value for key, value in about.items() if value is not None})
     path = resolve(model)
+    earlier = potential.metadata.get("provenance")
     provenance = {
         "source_file": path.name,
         "source_sha256": hashlib.sha256(read_file(path)).hexdigest(),
-        **potential.metadata.get("provenance", {}),
+        **(earlier if isinstance(earlier, dict) else {}),
     }
     if len(potential.atomic_numbers) < len(whole.atomic_numbers):
         symbols = [chemical_symbols[z] for z in potential.atomic_numbers]

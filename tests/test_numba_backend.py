@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import CalculatorSetupError
 from structures import STRUCTURES, copper
@@ -167,6 +168,20 @@ def test_a_backend_that_is_wrong_on_the_first_structure_steps_aside_with_one_war
         warnings.simplefilter("error")
         assert same_bits(checked(graph, True), first)
     assert same_bits(first, predict(mace, graph))
+    assert checked.name == "eager"
+
+
+def test_atoms_without_neighbours_do_not_count_as_agreement(mace):
+    def wrong(graph, forces):
+        prediction = predict(mace, graph, forces)
+        return replace(prediction, forces=2 * prediction.forces)
+
+    checked = Checked("numba", wrong, inference.start("eager", mace, CPU), torch.float64)
+    alone = from_atoms(Atoms("C"), mace.atomic_numbers, mace.cutoff)
+    assert same_bits(checked(alone, True), predict(mace, alone))
+    assert checked.name == "numba"
+    with pytest.warns(UserWarning, match="the reference backend is used instead"):
+        checked(batch(mace), True)
 
 
 def test_a_large_structure_is_compared_on_a_piece(mace, fast):

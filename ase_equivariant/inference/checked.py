@@ -29,6 +29,8 @@ class Checked:
         self._chosen: Backend | None = None
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
+        if self._chosen is None and graph.n_edges == 0:
+            return self.reference(graph, forces)  # atoms alone prove nothing
         if self._chosen is None:
             self._chosen = self._choose(piece(graph, SAMPLE))
         return self._chosen(graph, forces)
@@ -49,15 +51,16 @@ class Checked:
         except Exception as error:  # whatever a compiler may fail with, the reference still answers
             why = f"fails with {type(error).__name__}: {error}"
         warnings.warn(f"backend {self.name!r} {why}; the reference backend is used instead", stacklevel=6)
+        self.name = "eager"
         return self.reference
 
 
 def piece(graph: Graph, size: int) -> Graph:
-    """The graph itself, or its part around the first node with at least `size` nodes, cut out as it stands."""
+    """The graph itself, or its part around the first edge with at least `size` nodes, cut out as it stands."""
     if graph.n_nodes <= size:
         return graph
     inside = torch.zeros(graph.n_nodes, dtype=torch.bool)
-    inside[0], count = True, 0
+    inside[graph.receivers[0]], count = True, 0
     while count < int(inside.sum()) < size:
         count = int(inside.sum())
         inside[graph.senders[inside[graph.receivers]]] = True

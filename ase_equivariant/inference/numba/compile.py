@@ -81,8 +81,9 @@ def _import(path: Path, key: str) -> dict[str, Callable]:
 def _write(text: str, key: str) -> Path:
     """The file of a source, written unless it is there and whole."""
     path = cache_folder("kernels") / key / "kernels.py"
-    if not path.is_file() or path.read_bytes() != text.encode():
+    if path.is_file() and path.read_bytes() != text.encode():
         shutil.rmtree(path.parent, ignore_errors=True)  # with whatever was compiled from another source
+    if not path.is_file():  # other processes may be writing the same one
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
             file.write(text)
