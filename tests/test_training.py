@@ -42,7 +42,7 @@ from ase_equivariant.training.data import (
     type_weights,
     without_offset,
 )
-from ase_equivariant.training.loss import Loss, Residuals, residuals
+from ase_equivariant.training.loss import Loss, Residuals, errors, residuals
 from ase_equivariant.training.module import TrainingModule, follow
 from ase_equivariant.training.train import train
 
@@ -347,11 +347,21 @@ def energies_only(x):
 
 
 def test_huber_loss_is_the_square_below_delta_and_linear_beyond():
-    square = Loss(LossConfig(energy=2.0, forces=0.0))
-    huber = Loss(LossConfig(energy=2.0, forces=0.0, huber_delta=0.5))
+    square = Loss(LossConfig(energy=2.0, forces=0.0), [29])
+    huber = Loss(LossConfig(energy=2.0, forces=0.0, huber_delta=0.5), [29])
     assert huber(energies_only([0.1, -0.3])) == square(energies_only([0.1, -0.3])) == pytest.approx(0.1)
     assert huber(energies_only([2.0])).item() == pytest.approx(2 * 0.5 * (2 * 2.0 - 0.5))
     assert square(energies_only([2.0])).item() == pytest.approx(8.0)
+
+
+def test_the_force_errors_of_an_element_are_multiplied_by_its_factor():
+    forces = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.2, 0.0]], dtype=torch.float64)
+    nothing, ones = torch.zeros(1, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    r = Residuals(nothing, nothing, forces, ones, torch.tensor([1, 0]))
+    config = LossConfig(energy=0.0, forces=1.0, forces_factors={"Cu": 3.0})
+    assert Loss(config, [14, 29])(r).item() == pytest.approx((0.3**2 + 0.2**2) / 6)  # copper is the first atom
+    assert Loss(config, [29, 47])(r).item() == pytest.approx((0.1**2 + 0.6**2) / 6)  # copper is the second atom
+    assert errors(r)["forces_rmse"] == pytest.approx(1000 * ((0.1**2 + 0.2**2) / 6) ** 0.5)  # what people read stays
 
 
 def structures_of(folder, frames, loss=None, keys=None):
@@ -364,7 +374,7 @@ def test_structures_without_stress_do_not_count_in_its_mean(tmp_path):
     del frames[1].calc.results["stress"]
     with_stress, without = structures_of(tmp_path, frames)
     assert without.stress is None
-    loss = Loss(LossConfig(energy=0.0, forces=0.0, stress=1.0))
+    loss = Loss(LossConfig(energy=0.0, forces=0.0, stress=1.0), [29])
     batches = [make_batch(s, [29], 4.0) for s in (with_stress, without)]
     zero = torch.zeros
     alone, both, nothing = (
@@ -381,7 +391,7 @@ def test_batch_without_any_stress_has_a_finite_gradient(tmp_path):
     with_stress = structures_of(tmp_path, [frame])[0]
     del frame.calc.results["stress"]
     batches = [make_batch(s, [29], 4.0) for s in (with_stress, structures_of(tmp_path, [frame])[0])]
-    loss = Loss(LossConfig(energy=0.0, forces=0.0, stress=1.0))
+    loss = Loss(LossConfig(energy=0.0, forces=0.0, stress=1.0), [29])
     gradients = []
     for batch in batches:
         strain_gradient = torch.ones_like(batch.stress, requires_grad=True)
@@ -595,6 +605,8 @@ def test_unreadable_files_and_unknown_elements_are_named(sets):
         ({"data": {"train": []}}, "data.train is"),
         ({"data": {"keys": {"force": "f"}}}, "unknown key 'force' in data.keys; allowed: energy, forces, stress"),
         ({"loss": {"huber_delta": -1}}, "loss.huber_delta is -1"),
+        ({"loss": {"forces_factors": {"Cu": 0}}}, "loss.forces_factors is .*allowed: a table {symbol: above 0}"),
+        ({"loss": {"forces_factors": {"Xx": 1}}}, "loss.forces_factors is"),
         ({"optimizer": {"schedule": "linear"}}, 'optimizer.schedule is \'linear\'; allowed: "plateau" or "cosine"'),
         ({"model": {"cutoff": -5}}, "model is .*positive cutoff"),
         ({"model": {"cutoff": 5, "num_heads": 2}}, "without num_species and num_heads, which the data decide"),

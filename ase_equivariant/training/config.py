@@ -89,11 +89,19 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms of `loss.Loss`; `huber_delta` null means squared errors."""
+    """Weights of the terms of `loss.Loss`.
+
+    Parameters
+    ----------
+    forces_factors : {symbol: factor} on the force errors of an element, 1 for those that are not named: about the
+        inverse of the errors to be reached, so that elements with large forces do not drown the others
+    huber_delta : errors count as squares up to here and linearly beyond; null: as squares everywhere
+    """
 
     energy: float = 1.0
     forces: float = 10.0
     stress: float = 0.0
+    forces_factors: dict[str, float] = field(default_factory=dict)
     huber_delta: float | None = None
 
     def __post_init__(self):
@@ -104,6 +112,10 @@ class LossConfig:
             energy=(self.energy >= 0 and positive, "0 or more, and one weight above 0"),
             forces=(self.forces >= 0, "0 or more"),
             stress=(self.stress >= 0, "0 or more"),
+            forces_factors=(
+                set(self.forces_factors) <= set(chemical_symbols[1:]) and all(f > 0 for f in self.forces_factors.values()),
+                "a table {symbol: above 0}",
+            ),
             huber_delta=(self.huber_delta is None or self.huber_delta > 0, "above 0, or null"),
         )
 

@@ -1,16 +1,19 @@
 """The loss, the residuals it is made of, and the errors people read.
 
-    L = w_E ⟨φ((E − E*) / n)⟩ + w_F ⟨φ(F − F*)⟩ + w_S ⟨φ(σ − σ*)⟩
+    L = w_E ⟨φ((E − E*) / n)⟩ + w_F ⟨φ(c_z (F − F*))⟩ + w_S ⟨φ(σ − σ*)⟩
 
 with n the atoms of a structure, E in eV, F in eV/Å, σ in eV/Å³ and ⟨⟩ the mean over the structures or components that
-have the label. φ(x) = x², or with `huber_delta` δ: x² for |x| ≤ δ and δ (2|x| − δ) beyond.
+have the label. φ(x) = x², or with `huber_delta` δ: x² for |x| ≤ δ and δ (2|x| − δ) beyond. c_z is the element's entry
+in `forces_factors`, else 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant.derivatives import Prediction
@@ -26,6 +29,7 @@ class Residuals:
     energy_weights: Tensor  # [n_graphs]
     forces: Tensor | None = None  # [n_nodes, 3] eV/Å
     forces_weights: Tensor | None = None  # [n_nodes]
+    species: Tensor | None = None  # [n_nodes], of the forces
     stress: Tensor | None = None  # [n_graphs, 3, 3] eV/Å³
     stress_weights: Tensor | None = None  # [n_graphs]
 
@@ -40,6 +44,7 @@ def residuals(prediction: Prediction, batch: Batch) -> Residuals:
         batch.energy_weights,
         prediction.forces - batch.forces,
         batch.forces_weights,
+        batch.graph.species,
         prediction.strain_gradient / batch.volume[:, None, None] - batch.stress,
         batch.stress_weights,
     )
@@ -52,9 +57,11 @@ def join(parts: list[Residuals]) -> Residuals:
 
 
 class Loss:
-    """The scalar to minimise; the formula is at the head of this module."""
+    """The scalar to minimise, for a model of these `atomic_numbers`; the formula is at the head of this module."""
 
-    def __init__(self, config: LossConfig):
+    def __init__(self, config: LossConfig, atomic_numbers: Sequence[int]):
+        factors = [config.forces_factors.get(chemical_symbols[z], 1.0) for z in atomic_numbers]
+        self.factors = torch.tensor(factors, dtype=torch.float64)
         self.weights = {"energy": config.energy, "forces": config.forces, "stress": config.stress}
         self.delta = config.huber_delta
         self.needs_gradient = config.forces > 0 or config.stress > 0
@@ -63,8 +70,13 @@ class Loss:
         total = r.energy.new_zeros(())
         for name, weight in self.weights.items():
             if weight > 0:
-                total = total + weight * self.mean(getattr(r, name), getattr(r, f"{name}_weights"))
+                x = self.scaled(r) if name == "forces" else getattr(r, name)
+                total = total + weight * self.mean(x, getattr(r, f"{name}_weights"))
         return total
+
+    def scaled(self, r: Residuals) -> Tensor:
+        """Each atom's force residual times its element's factor."""
+        return r.forces * self.factors.to(r.forces.device)[r.species].unsqueeze(1)
 
     def mean(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weighted mean of φ over the first axis and plain mean over the others."""
@@ -98,5 +110,6 @@ def errors(r: Residuals) -> dict[str, float]:
 
 def select(r: Residuals, graphs: Tensor, nodes: Tensor) -> Residuals:
     """The residuals of some graphs and some nodes, given as masks."""
-    masks = {f.name: nodes if f.name.startswith("forces") else graphs for f in fields(Residuals)}
+    of_nodes = ("forces", "forces_weights", "species")
+    masks = {f.name: nodes if f.name in of_nodes else graphs for f in fields(Residuals)}
     return Residuals(**{k: None if getattr(r, k) is None else getattr(r, k)[mask] for k, mask in masks.items()})

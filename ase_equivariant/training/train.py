@@ -111,7 +111,7 @@ def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
 
 def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder: Path, console: Console) -> bool:
     """Run Lightning's loop, from last.ckpt when there is one; False when the user interrupted it."""
-    loss = Loss(config.loss)
+    loss = Loss(config.loss, sets.numbers)
     assessor = Assessor(loss, sets.valid, structure_weights(config.data, sets.valid))
 
     def write_model(module: TrainingModule, record: dict) -> None:
@@ -188,7 +188,7 @@ def finish(config: TrainConfig, sets: Sets, path: Path, console: Console) -> Non
     potential = load_potential(path)
     errors = {}
     for label, structures in sets.test.items():
-        assessor = Assessor(Loss(config.loss), structures, structure_weights(config.data, structures))
+        assessor = Assessor(Loss(config.loss, sets.numbers), structures, structure_weights(config.data, structures))
         errors[label] = assessor.predict(potential, sets.batches(structures), config.data.batch_size)[1]
     potential.metadata["errors"] = {**potential.metadata["errors"], "test": errors}
     save_potential(potential, path)
