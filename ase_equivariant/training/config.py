@@ -113,7 +113,7 @@ class LossConfig:
             forces=(self.forces >= 0, "0 or more"),
             stress=(self.stress >= 0, "0 or more"),
             forces_factors=(
-                set(self.forces_factors) <= set(chemical_symbols[1:]) and all(f > 0 for f in self.forces_factors.values()),
+                all(symbol in chemical_symbols[1:] and f > 0 for symbol, f in self.forces_factors.items()),
                 "a table {symbol: above 0}",
             ),
             huber_delta=(self.huber_delta is None or self.huber_delta > 0, "above 0, or null"),
