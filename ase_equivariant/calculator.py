@@ -272,7 +272,11 @@ def _start_verified(name: str, potential: Potential, device: torch.device, dtype
         )
     if name != "numba":
         return backend
-    return Checked(name, backend, inference.start("eager", potential, device), DTYPES[dtype])
+
+    def exact():
+        return inference.start("eager", potential.astype(torch.float64), device)
+
+    return Checked(name, backend, inference.start("eager", potential, device), exact, DTYPES[dtype])
 
 
 def _require(what: str, value: str, allowed, where: str = "") -> None:

@@ -58,6 +58,17 @@ def big(potential):
     return from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
 
 
+def checked_against_eager(backend, potential):
+    exact = potential.astype(torch.float64)
+    return Checked(
+        "numba",
+        backend,
+        inference.start("eager", potential, CPU),
+        lambda: inference.start("eager", exact, CPU),
+        potential.dtype,
+    )
+
+
 def same_bits(a, b):
     return all(getattr(a, name).equal(getattr(b, name)) for name in ("node_energies", "forces", "strain_gradient"))
 
@@ -160,8 +171,7 @@ def test_a_backend_that_is_wrong_on_the_first_structure_steps_aside_with_one_war
         prediction = predict(mace, graph, forces)
         return replace(prediction, forces=prediction.forces + 0.01)
 
-    reference = inference.start("eager", mace, CPU)
-    checked = Checked("numba", wrong, reference, torch.float64)
+    checked = checked_against_eager(wrong, mace)
     with pytest.warns(UserWarning, match=r"eV/Å; the reference backend is used instead"):
         first = checked(graph, True)
     with warnings.catch_warnings():
@@ -176,12 +186,52 @@ def test_atoms_without_neighbours_do_not_count_as_agreement(mace):
         prediction = predict(mace, graph, forces)
         return replace(prediction, forces=2 * prediction.forces)
 
-    checked = Checked("numba", wrong, inference.start("eager", mace, CPU), torch.float64)
+    checked = checked_against_eager(wrong, mace)
     alone = from_atoms(Atoms("C"), mace.atomic_numbers, mace.cutoff)
     assert same_bits(checked(alone, True), predict(mace, alone))
     assert checked.name == "numba"
     with pytest.warns(UserWarning, match="the reference backend is used instead"):
         checked(batch(mace), True)
+
+
+def test_an_absurd_first_structure_decides_nothing_and_the_next_one_does():
+    single = load_potential("mace-mlearn").astype(torch.float32)
+
+    def graph(distance):
+        dimer = Atoms("Si2", positions=np.outer([0, 1], [0.6 * distance, 0.8 * distance, 0.0]))
+        return from_atoms(dimer, single.atomic_numbers, single.cutoff)
+
+    def wrong(graph, forces):
+        prediction = predict(single, graph, forces)
+        return replace(prediction, forces=prediction.forces + 0.01)
+
+    absurd, sensible = graph(0.005), graph(2.2)
+    assert predict(single, absurd).forces.abs().max() > 1e9
+    good, bad = (checked_against_eager(backend, single) for backend in (Numba(single, CPU), wrong))
+    for checked in (good, bad):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert same_bits(checked(absurd, True), predict(single, absurd))
+    assert same_bits(good(sensible, True), good.fast(sensible, True))
+    assert good.name == "numba"
+    with pytest.warns(UserWarning, match="the reference backend is used instead"):
+        bad(sensible, True)
+    assert bad.name == "eager"
+
+
+def test_a_backend_may_differ_from_the_reference_by_the_rounding_of_the_reference(mace):
+    graph = big(mace)
+
+    def rounded(error):
+        return lambda graph, forces: replace(exact, forces=exact.forces + error)
+
+    exact = predict(mace, graph)
+    for error, accepted in ((2e-3, True), (-2e-3, True), (5e-2, False)):
+        checked = Checked("numba", rounded(error), rounded(1e-3), lambda: rounded(0.0), torch.float32)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            checked(graph, True)
+        assert (checked.name == "numba") == accepted == (not caught)
 
 
 def test_a_large_structure_is_compared_on_a_piece(mace, fast):
