@@ -7,7 +7,7 @@ import hashlib
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,8 +29,9 @@ from ase_equivariant import inference
 from ase_equivariant.checkpoint import from_bytes, read_file, to_bytes
 from ase_equivariant.derivatives import Prediction
 from ase_equivariant.golden import verify_golden
-from ase_equivariant.graph import Graph, from_atoms
+from ase_equivariant.graph import Graph, edges_of, from_atoms
 from ase_equivariant.inference.checked import Checked
+from ase_equivariant.inference.estimate import Estimate, estimate
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
@@ -144,6 +145,27 @@ class EquivariantCalculator(Calculator):
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
         self.results, self.extras = copy.deepcopy((results, extras))
+
+    @_undisturbed()
+    def estimate(self, atoms: Atoms) -> Estimate:
+        """Memory and time of a step with forces, measured on a piece of the atoms: ask before a large run.
+
+        `print(calc.estimate(atoms))` says it in a line; nothing of the whole is computed but the number of its edges.
+        """
+        potential, head = self.potential, self.potential.heads.index(self._head)
+
+        def make_step(piece: Atoms) -> Callable[[], int]:
+            neighbors = VerletList(potential.cutoff)
+
+            def step() -> int:
+                graph = from_atoms(piece, potential.atomic_numbers, potential.cutoff, neighbors, head)
+                self._backend(graph, True)
+                return graph.n_edges
+
+            return step
+
+        edges = edges_of(atoms, potential.cutoff)
+        return estimate(make_step, atoms, edges, self.parameters["backend"], self._device)
 
     def reset(self) -> None:
         """Forget all results."""

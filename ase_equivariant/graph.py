@@ -19,7 +19,7 @@ from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from ase_equivariant.neighbors import COINCIDENT, CoincidentAtomsError, VerletList, neighbor_list
+from ase_equivariant.neighbors import COINCIDENT, CoincidentAtomsError, VerletList, count_edges, neighbor_list
 
 FURTHEST = 1e9  # Å; beyond it, distances in float64 are off by more than 1e-7 Å
 
@@ -126,6 +126,16 @@ def from_atoms(
         batch=torch.zeros(len(positions), dtype=torch.int64),
         heads=torch.tensor([head]),
     )
+
+
+def edges_of(atoms: Atoms, cutoff: float) -> int:
+    """The number of edges of `from_atoms`, in a fraction of its memory; raises the same errors."""
+    positions, cell, pbc = atoms.positions, atoms.cell.array, atoms.pbc
+    _check_geometry(positions, cell, pbc)
+    try:
+        return count_edges(positions, cell, pbc, cutoff)
+    except CoincidentAtomsError as error:
+        raise InputError(str(error)) from None
 
 
 def _species(numbers: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:

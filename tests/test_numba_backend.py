@@ -1,6 +1,7 @@
 """The fast CPU backend: the same numbers as eager, repeatable bit for bit, and honest where it cannot serve."""
 
 import os
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.calculator import CalculatorSetupError
+from ase.calculators.calculator import CalculatorSetupError, InputError
 from structures import STRUCTURES, copper
 from tiny import tiny_potential
 
@@ -18,6 +19,7 @@ from ase_equivariant import EquivariantCalculator, inference, load_potential
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.inference.checked import Checked, piece
+from ase_equivariant.inference.estimate import memory_on_cpu
 from ase_equivariant.inference.numba import Numba
 from ase_equivariant.inference.numba import compile as compilation
 
@@ -273,3 +275,29 @@ def test_the_shipped_model_in_float32_is_as_near_to_float64_as_eager_is(distance
     for name, allowed in {"energy": 1e-6 * graph.n_nodes, "forces": 2e-5}.items():
         errors = [(getattr(p, name) - getattr(exact, name)).abs().max().item() for p in (found, single)]
         assert errors[0] < max(allowed, 4 * errors[1])  # eager's own, where forces are beyond all measure
+
+
+@pytest.mark.parametrize("backend", ["numba", "eager"])
+def test_memory_is_estimated_from_a_piece(mace, backend):
+    calc = EquivariantCalculator(mace, device="cpu", dtype="float64", backend=backend)
+    atoms = bulk("Cu", cubic=True) * (6, 5, 5)
+    atoms.rattle(0.1, seed=1)
+    graph = from_atoms(atoms, mace.atomic_numbers, mace.cutoff)
+    found = calc.estimate(atoms)
+    assert found.edges == graph.n_edges
+    measured = memory_on_cpu(lambda: EquivariantCalculator.calculate(calc, atoms, ["forces"]))
+    assert 0.75 * measured < found.memory < 1.35 * measured
+    assert found.memory > 20 * calc.estimate(atoms[:20]).memory
+    assert found.seconds > 0.0
+    assert re.fullmatch(rf"600 atoms, .* edges: .* MiB and .* s per step \(backend {backend}\)", str(found))
+
+
+def test_an_estimate_takes_any_structure_and_refuses_what_a_step_refuses(mace):
+    calc = EquivariantCalculator(mace, device="cpu", backend="eager")
+    assert calc.estimate(Atoms()).edges == calc.estimate(Atoms("C")).edges == 0
+    primitive = calc.estimate(bulk("Cu"))
+    assert (primitive.atoms, primitive.edges) == (1, from_atoms(bulk("Cu"), (29,), mace.cutoff).n_edges)
+    broken = bulk("Cu", cubic=True)
+    broken.positions[1] = np.nan
+    with pytest.raises(InputError, match="finite"):
+        calc.estimate(broken)
