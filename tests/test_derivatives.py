@@ -141,7 +141,7 @@ def test_atoms_without_neighbours_have_energies_and_no_forces(structures, potent
     assert prediction.energy.isfinite().all()
     assert (prediction.forces == 0).all()
     assert (prediction.strain_gradient == 0).all()
-    assert predict(potential, graph_of(rattled(Atoms("HH", [[0, 0, 0], [0, 0, 1]])))).forces.abs().max() > 0.01
+    assert predict(potential, graph_of(rattled(Atoms("HH", [[0, 0, 0], [0, 0, 1]])))).forces.abs().max() > 1e-4
 
 
 def test_weights_can_be_trained_on_a_batch_without_any_edge(architecture, graph_of):

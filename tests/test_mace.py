@@ -210,16 +210,19 @@ def test_weights_of_a_species_matter_for_its_atoms_only():
         weight.data[1] += 0.5
         after = predict(potential, graph).energy
         assert after[0] == before[0], name
-        assert (after[1] - before[1]).abs() > 1e-6, name
+        assert (after[1] - before[1]).abs() > 1e-11, name
         weight.data[1] -= 0.5
 
 
 def test_the_average_number_of_neighbours_divides_under_a_root():
-    """Four times the number halves the density, hence a product of two by four."""
+    """With the same weights, four times the number halves the density, hence a product of two by four."""
     atoms = Atoms("CC", [[0, 0, 0], [0, 0, 1.4]])
+    settings = {"num_interactions": 1, "correlation": 2}
+    weights = tiny_potential(**settings).state_dict()
 
     def quadratic(number):
-        potential = tiny_potential(num_interactions=1, avg_num_neighbors=number, correlation=2)
+        potential = tiny_potential(avg_num_neighbors=number, **settings)
+        potential.load_state_dict(weights)
         for output in potential.architecture.layers[0].contraction.outputs:
             output.orders[0].weight.data.zero_()
         potential.architecture.readouts[0].hidden.weight.data.mul_(1e-4)  # SiLU(x) is x/2 near zero
@@ -227,6 +230,13 @@ def test_the_average_number_of_neighbours_divides_under_a_root():
 
     base = 2 * tiny_potential().shift[0, 1]
     assert ((quadratic(4.0) - base) / (quadratic(16.0) - base)).item() == pytest.approx(4, rel=1e-3)
+
+
+def test_products_of_many_factors_start_where_those_of_the_mean_over_neighbours_would():
+    """The paper divides by N̄ and we by √N̄: weights drawn N̄^(ν/2) smaller give its products at the start."""
+    few, many = (tiny_potential(avg_num_neighbors=n).architecture.layers[0].contraction.outputs[0] for n in (4.0, 16.0))
+    for nu, (wide, narrow) in enumerate(zip(few.orders, many.orders, strict=True), 1):
+        torch.testing.assert_close(narrow.weight * 2.0**nu, wide.weight, rtol=1e-12, atol=0)
 
 
 def test_the_seed_and_nothing_else_decides_the_weights():

@@ -16,8 +16,8 @@ Kinds of interaction, in the first layer and in the later ones:
     "attention_residual"  R sees scalars of h_i and h_j too; the skip is the same for all species
     "nonlinear"           R and ρ see both species; A_i = W' gate(W Σ_j … / (α + β ρ_i) + W" h_i); the skip as above
 
-Elsewhere the sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄: the same
-functions, but products of A_i start at order one and are learned from the first step.
+Elsewhere the sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄. The functions are
+the same, and so is where they start: the weights of a product of ν factors are drawn N̄^(ν/2) smaller.
 """
 
 from __future__ import annotations

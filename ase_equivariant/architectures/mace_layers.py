@@ -56,7 +56,7 @@ class Layer(torch.nn.Module):
         skipped = (irreps_in, irreps_out) if self.residual else (density, density)
         self.skip = SpeciesLinear(1 if attentive else config.num_species, *skipped, generator)
         self.contraction = SymmetricContraction(
-            config.l_max, irreps_out, correlation, config.product_species, generator, parity
+            config.l_max, irreps_out, correlation, config.product_species, generator, parity, self.norm
         )
         self.linear_out = Linear(irreps_out, irreps_out, generator)
         self.count = Dense(config.num_bessel, 1, generator) if counted else None

@@ -23,7 +23,7 @@ class SymmetricContraction(torch.nn.Module):
     """Products of A blocks l = 0 … l_max (equal channels) → blocks of irreps_out, per species.
 
     `num_species` 1 has one set of weights, whatever the species. `parity` is that of `Convolution`: 1 counts all blocks
-    as even.
+    as even. Initial weights of order ν are multiplied by `start`^ν, as if the factors were that small.
     """
 
     def __init__(
@@ -34,12 +34,13 @@ class SymmetricContraction(torch.nn.Module):
         num_species: int,
         generator: torch.Generator,
         parity: int = -1,
+        start: float = 1.0,
     ):
         super().__init__()
         self.outputs = torch.nn.ModuleList()
         for channels, ir in irreps_out:
             couplings = [symmetric_products(l_max, nu, ir.l, parity) for nu in range(1, correlation + 1)]
-            self.outputs.append(_Output(l_max, couplings, channels, num_species, generator))
+            self.outputs.append(_Output(l_max, couplings, channels, num_species, generator, start))
 
     def forward(self, blocks: list[Tensor], species: Tensor) -> list[Tensor]:
         factors = torch.cat(blocks, 1)  # [n_nodes, (l_max+1)², channels]
@@ -72,6 +73,7 @@ class _Output(torch.nn.Module):
         channels: int,
         num_species: int,
         generator: torch.Generator,
+        start: float,
     ):
         super().__init__()
         tables = [set(monomials) for monomials, _ in couplings]
@@ -81,7 +83,8 @@ class _Output(torch.nn.Module):
         ordered = [components] + [sorted(table) for table in tables[1:]]
         self.extensions = torch.nn.ModuleList(Extension(*pair) for pair in pairwise(ordered))
         self.orders = torch.nn.ModuleList(
-            _Order(table, *coupling, channels, num_species, generator) for table, coupling in zip(ordered, couplings)
+            _Order(table, *coupling, channels, num_species, generator, start**nu)
+            for nu, (table, coupling) in enumerate(zip(ordered, couplings, strict=True), 1)
         )
 
     def forward(self, factors: Tensor, species: Tensor) -> Tensor:
@@ -105,6 +108,7 @@ class _Order(torch.nn.Module):
         channels: int,
         num_species: int,
         generator: torch.Generator,
+        start: float,
     ):
         super().__init__()
         column = {monomial: i for i, monomial in enumerate(table)}
@@ -114,7 +118,7 @@ class _Order(torch.nn.Module):
         self.register_buffer("coefficients", dense.flatten(0, 1), persistent=False)
         shape = (num_species, self.num_products, channels)
         # drawn small rather than divided in use: Adam's steps then count for more
-        scale = 1.0 / max(self.num_products, 1)
+        scale = start / max(self.num_products, 1)
         self.weight = torch.nn.Parameter(normal_parameter(shape, generator).detach() * scale)
 
     def forward(self, products: Tensor, species: Tensor) -> Tensor:
