@@ -459,7 +459,7 @@ def test_isolated_atoms_give_energies_and_are_not_trained_on(sets):
     frames = ase.io.read(sets / "train.extxyz", ":")
     for symbol, energy in (("Cu", 3.25), ("Ni", 4.5)):
         atom = Atoms(symbol, cell=[20, 20, 20], pbc=True)
-        atom.calc = SinglePointCalculator(atom, energy=energy, forces=np.zeros((1, 3)))
+        atom.calc = SinglePointCalculator(atom, energy=energy)  # and no forces: they are zero
         frames.append(atom)
     ase.io.write(sets / "train.extxyz", frames)
     model = quietly(write_config(sets, data={"atomic_energies": "isolated"}, run={"max_epochs": 1}))

@@ -54,7 +54,8 @@ class Batch:
 def read_structures(paths: Sequence[Path], keys: Keys, loss: LossConfig) -> list[Structure]:
     """Read and check labelled structures.
 
-    Energy and forces must be there if they have a weight in the loss; a stress may be missing in some structures.
+    Energy and forces must be there if they have a weight in the loss, but a single atom needs no forces; a stress may be
+    missing in some structures.
     """
     structures = []
     for path in paths:
@@ -73,7 +74,7 @@ def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Stru
     """Check one structure and its labels."""
     n = len(atoms)
     energy = find_label(atoms, "energy", keys.energy, [()], loss.energy > 0, source)
-    forces = find_label(atoms, "forces", keys.forces, [(n, 3)], loss.forces > 0, source)
+    forces = find_label(atoms, "forces", keys.forces, [(n, 3)], loss.forces > 0 and n > 1, source)
     stress = find_label(atoms, "stress", keys.stress, [(6,), (3, 3), (9,)], False, source)
     if stress is not None:
         if atoms.cell.rank < 3:
