@@ -29,7 +29,7 @@ from ase_equivariant import inference
 from ase_equivariant.checkpoint import from_bytes, read_file, to_bytes
 from ase_equivariant.derivatives import Prediction
 from ase_equivariant.golden import verify_golden
-from ase_equivariant.graph import Graph, edges_of, from_atoms
+from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms
 from ase_equivariant.inference.checked import Checked
 from ase_equivariant.inference.estimate import Estimate, estimate
 from ase_equivariant.neighbors import VerletList
@@ -137,7 +137,7 @@ class EquivariantCalculator(Calculator):
             self.results, self.extras = {}, {}
         if self.atoms is None:
             raise InputError("there are no atoms to calculate; give some")
-        key = _fingerprint(self.atoms)
+        key = _fingerprint(self.atoms) + repr(attribute_values(self.atoms, self.potential.attributes)).encode()
         results, extras = self._recent.pop(key, ({}, {}))
         if not results.keys() >= set(properties):
             results, extras = self._evaluate("forces" in properties or "stress" in properties, "stress" in properties)
@@ -152,20 +152,25 @@ class EquivariantCalculator(Calculator):
 
         `print(calc.estimate(atoms))` says it in a line; nothing of the whole is computed but the number of its edges.
         """
-        potential, head = self.potential, self.potential.heads.index(self._head)
 
         def make_step(piece: Atoms) -> Callable[[], int]:
-            neighbors = VerletList(potential.cutoff)
+            neighbors = VerletList(self.potential.cutoff)
 
             def step() -> int:
-                graph = from_atoms(piece, potential.atomic_numbers, potential.cutoff, neighbors, head)
+                graph = self._graph(piece, neighbors)
                 self._backend(graph, True)
                 return graph.n_edges
 
             return step
 
-        edges = edges_of(atoms, potential.cutoff)
+        edges = edges_of(atoms, self.potential.cutoff)
         return estimate(make_step, atoms, edges, self.parameters["backend"], self._device)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last call; "info" where the model reads a number from there."""
+        changes, attributes = super().check_state(atoms, tol), self.potential.attributes
+        pairs = [[a.info.get(key, usual) for a in (self.atoms or atoms, atoms)] for key, _, _, usual in attributes]
+        return changes if all(np.array_equal(*pair) for pair in pairs) else [*changes, "info"]
 
     def reset(self) -> None:
         """Forget all results."""
@@ -174,9 +179,8 @@ class EquivariantCalculator(Calculator):
 
     def _evaluate(self, forces: bool, stress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """Results and extras of the calculator's atoms, from one model call."""
-        potential, cell = self.potential, self.atoms.cell
-        head = potential.heads.index(self._head)
-        graph = from_atoms(self.atoms, potential.atomic_numbers, potential.cutoff, self._neighbors, head)
+        cell = self.atoms.cell
+        graph = self._graph(self.atoms, self._neighbors)
         has_volume = _has_volume(cell)
         if stress and not has_volume:
             raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")
@@ -198,6 +202,10 @@ class EquivariantCalculator(Calculator):
                 "look for atoms that are much too close"
             )
         return results, extras
+
+    def _graph(self, atoms: Atoms, neighbors: VerletList) -> Graph:
+        known, head = self.potential, self.potential.heads.index(self._head)
+        return from_atoms(atoms, known.atomic_numbers, known.cutoff, neighbors, head, known.attributes)
 
     def _predict(self, graph: Graph, forces: bool) -> Prediction:
         self.calls += 1

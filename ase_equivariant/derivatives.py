@@ -33,7 +33,8 @@ def predict(potential: Potential, graph: Graph, forces: bool = True, create_grap
     """
     vectors = graph.vectors().detach().requires_grad_(forces)
     with torch.set_grad_enabled(forces or create_graph):
-        node_energies = potential(vectors, graph.species, graph.senders, graph.receivers, graph.heads[graph.batch])
+        heads = graph.heads[graph.batch]
+        node_energies = potential(vectors, graph.species, graph.senders, graph.receivers, heads, graph.attributes)
         energy = node_energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, node_energies)
         if not forces:
             return Prediction(energy, node_energies)

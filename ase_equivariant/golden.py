@@ -18,7 +18,7 @@ from ase.data import covalent_radii
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equivariant.derivatives import Prediction, predict
-from ase_equivariant.graph import Graph, from_atoms
+from ase_equivariant.graph import Graph, attribute_values, from_atoms
 from ase_equivariant.neighbors import count_images
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
@@ -45,6 +45,7 @@ def golden_structures(
                 "cell": atoms.cell.tolist(),
                 "pbc": atoms.pbc.tolist(),
                 "head": head,
+                **_read(exact, atoms),
                 **{name: value.tolist() for name, value in _results(predict(exact, graph), atoms).items()},
             }
         )
@@ -57,7 +58,9 @@ def golden_probes(potential: Potential) -> list[dict[str, Any]]:
     Bonds are of the length that covalent radii suggest, so that forces are ordinary for any model.
     """
     numbers, heads = potential.atomic_numbers, potential.heads
+    ions = {key: min(usual + 1, highest) for key, _, highest, usual in potential.attributes}
     structures = [_chain(numbers[:: 1 + (len(numbers) - 1) // 8]), _crystal(numbers[0], numbers[-1])]
+    structures[0].info.update(ions)
     count = max(len(structures), len(heads))
     return golden_structures(
         potential, [structures[i % 2] for i in range(count)], [heads[i % len(heads)] for i in range(count)]
@@ -85,11 +88,18 @@ def _bond(first: int, second: int) -> float:
     return max(1.1 * (covalent_radii[first] + covalent_radii[second]), 1.8)
 
 
+def _read(potential: Potential, atoms: Atoms) -> dict[str, dict[str, int]]:
+    """What the model reads of a structure besides its atoms, as an entry of its record."""
+    keys = [key for key, *_ in potential.attributes]
+    return {"info": dict(zip(keys, attribute_values(atoms, potential.attributes)))} if keys else {}
+
+
 def _golden_graph(potential: Potential, atoms: Atoms, head: str) -> Graph:
     """The graph of a golden structure, unless a file's cutoff and structure would make it gigantic."""
     if len(atoms) ** 2 * count_images(atoms.cell.array, atoms.pbc, potential.cutoff) > 100 * MAX_GOLDEN:
         raise InputError(f"the golden structure {atoms.get_chemical_formula()} of this model is too large to verify")
-    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, head=potential.heads.index(head))
+    asked = {"head": potential.heads.index(head), "attributes": potential.attributes}
+    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, **asked)
 
 
 def _spend(effort: int, graph: Graph) -> int:
@@ -113,7 +123,9 @@ def verify_golden(
     effort = 0
     try:
         for record in potential.metadata.get("golden", []):
-            atoms = Atoms(**{key: record[key] for key in ("numbers", "positions", "cell", "pbc")})
+            atoms = Atoms(
+                **{key: record[key] for key in ("numbers", "positions", "cell", "pbc")}, info=record.get("info")
+            )
             graph = _golden_graph(potential, atoms, record["head"])
             effort = _spend(effort, graph)
             for name, value in _results(evaluate(graph, True), atoms).items():

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ase_equivariant.neighbors import COINCIDENT, CoincidentAtomsError, VerletList, count_edges, neighbor_list
 
+Attributes = Sequence[tuple[str, int, int, int]]  # key in Atoms.info, lowest, highest and usual value
 FURTHEST = 1e9  # Å; beyond it, distances in float64 are off by more than 1e-7 Å
 
 
@@ -39,6 +40,7 @@ class Graph:
     shifts: Tensor  # [n_edges, 3] float64 whole numbers of lattice vectors
     batch: Tensor  # [n_nodes] which graph a node belongs to
     heads: Tensor  # [n_graphs] which head of the model answers for a graph
+    attributes: Tensor  # [n_nodes, n_attributes] int64 what the model wants to know of a structure, such as its charge
 
     @property
     def n_nodes(self) -> int:
@@ -86,7 +88,12 @@ def concatenate(graphs: list[Graph]) -> Graph:
 
 
 def from_atoms(
-    atoms: Atoms, atomic_numbers: Sequence[int], cutoff: float, neighbors: VerletList | None = None, head: int = 0
+    atoms: Atoms,
+    atomic_numbers: Sequence[int],
+    cutoff: float,
+    neighbors: VerletList | None = None,
+    head: int = 0,
+    attributes: Attributes = (),
 ) -> Graph:
     """Graph of one structure, on the CPU; `atoms` is read, never modified or aliased.
 
@@ -97,12 +104,13 @@ def from_atoms(
     cutoff : Å
     neighbors : list with this cutoff that is reused over the steps of a run; None searches anew
     head : index of the model's head
+    attributes : what the model reads from `atoms.info`, see `Potential.attributes`
 
     Raises
     ------
     InputError
         Unknown elements, positions or cell not finite, two atoms at one place, a periodic direction without a cell
-        vector, or a singular cell.
+        vector, a singular cell, or a value in `atoms.info` that the model does not know.
     """
     positions, cell, pbc = atoms.positions, atoms.cell.array, atoms.pbc
     species = _species(atoms.numbers, atomic_numbers)
@@ -125,6 +133,7 @@ def from_atoms(
         shifts=torch.from_numpy(shifts.astype(np.float64)),
         batch=torch.zeros(len(positions), dtype=torch.int64),
         heads=torch.tensor([head]),
+        attributes=torch.tensor(attribute_values(atoms, attributes), dtype=torch.int64).expand(len(positions), -1),
     )
 
 
@@ -136,6 +145,21 @@ def edges_of(atoms: Atoms, cutoff: float) -> int:
         return count_edges(positions, cell, pbc, cutoff)
     except CoincidentAtomsError as error:
         raise InputError(str(error)) from None
+
+
+def attribute_values(atoms: Atoms, attributes: Attributes) -> list[int]:
+    """The whole numbers in `atoms.info`, by the keys of (key, lowest, highest and usual value)."""
+    values = []
+    for key, lowest, highest, usual in attributes:
+        given = np.asarray(atoms.info.get(key, usual))
+        whole = given.shape == () and given.dtype.kind in "iuf" and given == np.floor(given)
+        if not (whole and lowest <= given <= highest):
+            raise InputError(
+                f"atoms.info[{key!r}] is {atoms.info[key]!r}; this model needs a whole number from {lowest} "
+                f"to {highest} there, and takes {usual} where it is missing"
+            )
+        values.append(int(given))
+    return values
 
 
 def _species(numbers: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:

@@ -29,7 +29,8 @@ class Potential(torch.nn.Module):
     metadata : what a model file says about itself (see `checkpoint`)
     """
 
-    __jit_unused_properties__ = ["metadata", "cutoff", "dtype"]
+    __jit_unused_properties__ = ["metadata", "cutoff", "dtype", "attributes"]
+    __constants__ = ["attributed"]  # TorchScript then compiles the call that the architecture has
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Potential(torch.nn.Module):
                 raise ValueError(f"{name} has shape {tuple(table.shape)}; it must be (heads, species) = {shape}")
             self.register_buffer(name, table)
         repulsion = getattr(architecture.config, "pair_repulsion", None)
+        self.attributed = len(self.attributes) > 0
         self.pair_repulsion = None if repulsion is None else ZBL(repulsion, self.atomic_numbers, self.cutoff)
 
     @property
@@ -63,6 +65,11 @@ class Potential(torch.nn.Module):
     @property
     def cutoff(self) -> float:
         return self.architecture.config.cutoff
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int, int, int], ...]:
+        """What the model wants to know of a structure, by (key in Atoms.info, lowest, highest and usual value)."""
+        return getattr(self.architecture.config, "attributes", ())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,12 +91,24 @@ class Potential(torch.nn.Module):
             metadata=dict(self.metadata),
         ).to(self.scale.device)
 
-    def forward(self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor, heads: Tensor) -> Tensor:
+    def forward(
+        self,
+        vectors: Tensor,
+        species: Tensor,
+        senders: Tensor,
+        receivers: Tensor,
+        heads: Tensor,
+        attributes: Tensor | None = None,
+    ) -> Tensor:
         """Energy of each atom, float64 [n_nodes] eV.
 
-        `vectors` [n_edges, 3] Å float64, `species` [n_nodes], `senders` and `receivers` [n_edges], `heads` [n_nodes].
+        `vectors` [n_edges, 3] Å float64, `species` [n_nodes], `senders` and `receivers` [n_edges], `heads` [n_nodes],
+        `attributes` [n_nodes, n_attributes] where the model has any.
         """
-        outputs = self.architecture(vectors, species, senders, receivers)  # [n_nodes, n_heads]
+        if self.attributed:
+            outputs = self.architecture(vectors, species, senders, receivers, attributes)  # [n_nodes, n_heads]
+        else:
+            outputs = self.architecture(vectors, species, senders, receivers)
         node_energies = outputs.gather(1, heads.unsqueeze(1)).squeeze(1).to(torch.float64)
         scale = self.scale[heads, species]
         constant = self.atomic_energies[heads, species] + self.shift[heads, species]

@@ -29,7 +29,7 @@ OF_SPECIES = {
 # names of weights with one block per head, and the axis of the blocks
 OF_HEADS = {
     "mace": {
-        r"readouts\.\d+\.(linear|hidden|first)\.weight": 1,
+        r"(readouts\.\d+|embedding_readout)\.(linear|hidden|first)\.weight": 1,
         r"readouts\.\d+\.(weight|second|second_bias|bias)": 0,
     },
     "nequip": {r"readout\.linear\.weight": 1},

@@ -19,6 +19,7 @@ from mace.calculators import MACECalculator
 
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
 ATTENTION = "RealAgnosticAttResidualInteractionBlock"
+E0 = [-13.5, -2041.75]
 MODELS = {
     "attention": {"interaction_cls": ATTENTION, "interaction_cls_first": "RealAgnosticInteractionBlock"},
     "attention, late cutoff": {
@@ -48,8 +49,29 @@ MODELS = {
     "tanh": {"gate": torch.tanh},
     "abs": {"gate": torch.abs},
     "no activation": {"gate": None},
+    "charge and spin": {
+        "embedding_specs": {
+            "total_spin": {"type": "categorical", "per": "graph", "num_classes": 4, "emb_dim": 3},
+            "total_charge": {"type": "categorical", "per": "graph", "num_classes": 5, "emb_dim": 2, "offset": 2},
+        },
+    },
+    "charge, heads, embedding readout": {
+        "embedding_specs": {
+            "total_charge": {"type": "categorical", "per": "graph", "num_classes": 3, "emb_dim": 2, "offset": 1},
+        },
+        "use_embedding_readout": True,
+        "heads": ["pbe", "omol"],
+        "MLP_irreps": "2x0e",
+        "atomic_energies": [E0, [-12.5, -2040.0]],
+        "atomic_inter_scale": [0.8, 1.3],
+        "atomic_inter_shift": [0.125, -0.25],
+    },
+    "spin, embedding readout, no scale": {
+        "class": "MACE",
+        "embedding_specs": {"total_spin": {"type": "categorical", "per": "graph", "num_classes": 3, "emb_dim": 2}},
+        "use_embedding_readout": True,
+    },
 }
-E0 = [-13.5, -2041.75]
 BASE = {
     "class": "ScaleShiftMACE",
     "factor": 4.0,  # of the weights of linear maps
@@ -73,7 +95,7 @@ BASE = {
     "atomic_inter_shift": 0.125,
 }
 ATTRIBUTES = ["heads", "apply_cutoff", "use_agnostic_product", "use_last_readout_only", "avg_num_neighbors"]
-ATTRIBUTES += ["irreps_in", "irreps_out", "hidden_irreps", "f", "cst", "act", "eps"]
+ATTRIBUTES += ["specs", "irreps_in", "irreps_out", "hidden_irreps", "f", "cst", "act", "eps"]
 ATTRIBUTES += ["_act_scalar", "_act_gate", "_scalar_cst", "_gate_cst", "_layout_is_ir_mul"]
 CODE = ("conv_tp.", "contractions_weighting", "contractions_features", "graph_opt")  # modules that are only code
 STRUCTURES = [
@@ -85,6 +107,7 @@ STRUCTURES = [
         pbc=True,
     ),
 ]
+STRUCTURES[1].info = {"charge": -1, "spin": 2}  # the first has what is usual, and does not say so
 
 
 def build(settings):
@@ -149,7 +172,7 @@ def plain(value):
 
 def results(model, atoms):
     atoms = atoms.copy()
-    atoms.calc = MACECalculator(models=[model], device="cpu", default_dtype="float64")
+    atoms.calc = MACECalculator(models=[model], device="cpu", default_dtype="float64", head=model.heads[-1])
     found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces().tolist()}
     return found | ({"stress": atoms.get_stress().tolist()} if atoms.pbc.all() else {})
 
@@ -159,7 +182,8 @@ def main():
     record = {"structures": [], "models": {}}
     for atoms in STRUCTURES:
         fields = ("numbers", "positions", "cell", "pbc")
-        record["structures"].append({name: np.array(getattr(atoms, name)).tolist() for name in fields})
+        structure = {name: np.array(getattr(atoms, name)).tolist() for name in fields}
+        record["structures"].append({**structure, "info": atoms.info})
     for name, settings in MODELS.items():
         model = build(settings)
         factors = set_weights(model, settings.get("factor", BASE["factor"]))

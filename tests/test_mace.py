@@ -30,6 +30,15 @@ BAD = {
     "edge_irreps_first": ["4x0e+4x1o", "4x1o", "all", None],
     "edge_irreps": ["4x1o", "4x0e+4x2e", "all", None],
     "pair_repulsion": [{}, {"radii": [0.3]}, {"decay": 1.0, "radii": [0.3, 0.7]}, [0.3, 0.7], True],
+    "attributes": [
+        7,
+        [7],
+        [["charge", -1, 1]],
+        [["charge", -1, 1, 2]],
+        [["charge", 0, 10000, 0]],
+        [["q", 0, 1, 0]] * 2,
+    ],
+    "embedding_readout": [1, "no", None],
     "interaction_first": ["Residual", "", None],
     "interaction": ["gated", []],
     "hidden_irreps": [

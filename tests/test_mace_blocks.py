@@ -39,11 +39,15 @@ KINDS = {
     "linear readouts": {"readout": "linear"},
     "tanh": {"readout_activation": "tanh"},
     "absolute values": {"readout": "bias_mlp", "readout_activation": "abs"},
+    "charge and spin": {"attributes": (("charge", -1, 2, 0), ("spin", 0, 3, 1)), "embedding_readout": True},
     "repulsion": {"pair_repulsion": {"radii": RADII}},
     "repulsion outside the scale": {"pair_repulsion": {"radii": RADII, "scaled": False, "envelope_power": 2}},
 }
 kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=list(KINDS))
-COMBINED = [("nonlinear", "soft"), ("densities", "Agnesi", "repulsion outside the scale", "absolute values")]
+COMBINED = [
+    ("nonlinear", "soft", "charge and spin"),
+    ("densities", "Agnesi", "repulsion outside the scale", "absolute values"),
+]
 COMBINED += [("attention", "soft shift", "Gaussians"), ("rotations only", "Chebyshev polynomials", "tanh")]
 
 
@@ -57,7 +61,8 @@ def potential_of(settings):
 
 
 def graph_of(potential, *structures):
-    return concatenate([from_atoms(atoms, potential.atomic_numbers, potential.cutoff) for atoms in structures])
+    known = {"atomic_numbers": potential.atomic_numbers, "attributes": potential.attributes}
+    return concatenate([from_atoms(atoms, cutoff=potential.cutoff, **known) for atoms in structures])
 
 
 def largest_difference(a, b):

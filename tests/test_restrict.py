@@ -34,6 +34,7 @@ VARIANTS = {
             "last_readout_only": True,
         },
     ),
+    "charge": ("mace", {"attributes": (("charge", -1, 1, 0),), "embedding_readout": True}),
     "shared": ("nequip", {"skip": "shared"}),
     "element": ("botnet", {"radial": "element"}),
 }
@@ -50,7 +51,8 @@ def potential(variant):
 
 
 def results(potential, atoms, head):
-    graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff, head=potential.heads.index(head))
+    asked = {"head": potential.heads.index(head), "attributes": potential.attributes}
+    graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff, **asked)
     prediction = predict(potential, graph)
     return torch.cat([prediction.node_energies.unsqueeze(1), prediction.forces], 1)
 

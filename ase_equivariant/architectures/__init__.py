@@ -4,7 +4,9 @@ Each is a final `torch.nn.Module` built from one frozen dataclass, its `Config`.
 
     vectors [n_edges, 3] Å from sender to receiver, species [n_nodes], senders [n_edges], receivers [n_edges]
 
-and returns node energies [n_nodes, n_heads]. To add one: its file, a line below, and a tiny config in tests/tiny.py.
+and returns node energies [n_nodes, n_heads]. One whose config has `attributes`, whole numbers that it reads of a
+structure, takes them last, expanded per node as int64 [n_nodes, n_attributes]. To add one: its file, a line below, and
+a tiny config in tests/tiny.py.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ Kinds of interaction, in the first layer and in the later ones:
     "attention_residual"  R sees scalars of h_i and h_j too; the skip is the same for all species
     "nonlinear"           R and ρ see both species; A_i = W' gate(W Σ_j … / (α + β ρ_i) + W" h_i); the skip as above
 
+A model may also know the total charge, the spin and other whole numbers q_a of the structure that an atom belongs to:
+then h⁰_i = W_{z_i} + SiLU(Σ_a T_a[q_a]), and with `embedding_readout` E_i has a share that is linear in h⁰_i as well.
+
 Elsewhere the sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄. The functions are
 the same, and so is where they start: the weights of a product of ν factors are drawn N̄^(ν/2) smaller.
 """
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
 from ase_equivariant.architectures.validation import (
+    check_attributes,
     check_choice,
     check_common,
     check_flag,
@@ -38,6 +42,7 @@ from ase_equivariant.architectures.validation import (
     require,
     whole,
 )
+from ase_equivariant.nn.attributes import AttributeEmbedding
 from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
 from ase_equivariant.nn.linear import normal_parameter
@@ -46,6 +51,7 @@ from ase_equivariant.nn.radial import RadialBasis
 from ase_equivariant.nn.readout import GAINS, BiasReadout, LinearReadout, MLPReadout, NoReadout
 from ase_equivariant.nn.transforms import CONSTANTS, DistanceTransform
 
+FLAGS = ("trainable_bessel", "apply_cutoff", "agnostic_product", "parity", "last_readout_only", "embedding_readout")
 MAX_COUPLING = 4_000_000  # entries of a dense coupling tensor; more takes minutes and gigabytes to set up
 CHOICES = {
     **dict.fromkeys(
@@ -89,17 +95,20 @@ class MACEConfig:
     readout_activation: str = "silu"
     last_readout_only: bool = False
     pair_repulsion: ZBLConfig | None = None  # which the potential adds
+    attributes: tuple[tuple[str, int, int, int], ...] = ()  # key in Atoms.info, lowest, highest and usual value of each
+    embedding_readout: bool = False  # of the features before the first layer
 
     def __post_init__(self):
         check_common(self)
         require(whole(self.readout_mlp, 1), self, "readout_mlp", "a whole number >= 1")
         for name, choices in CHOICES.items():
             check_choice(self, name, choices)
-        for name in ("trainable_bessel", "apply_cutoff", "agnostic_product", "parity", "last_readout_only"):
+        for name in FLAGS:
             check_flag(self, name)
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
         check_repulsion(self)
+        check_attributes(self)
         self._check_edges()
         self._check_transform()
         orders = self.correlation if isinstance(self.correlation, list | tuple) else (self.correlation,)
@@ -168,6 +177,7 @@ class MACE(torch.nn.Module):
         hidden = parse_irreps(config.hidden_irreps)
         scalars = o3.Irreps([(hidden.count("0e"), "0e")])
         self.embedding = normal_parameter((config.num_species, scalars.dim), generator)
+        self.attributes = AttributeEmbedding(config.attributes, scalars.dim, generator) if config.attributes else None
         self.harmonics = SphericalHarmonics(config.l_max)
         self.radial = RadialBasis(
             config.cutoff,
@@ -186,6 +196,9 @@ class MACE(torch.nn.Module):
         self.stepped = config.apply_cutoff and not kinds.isdisjoint(("attention_residual", "nonlinear"))
         self.layers = torch.nn.ModuleList()
         self.readouts = torch.nn.ModuleList()
+        self.embedding_readout = None
+        if config.embedding_readout:
+            self.embedding_readout = LinearReadout(scalars.dim, config.num_heads, generator)
         irreps_in = scalars
         for t, correlation in enumerate(config.correlations):
             last = t == config.num_interactions - 1
@@ -197,12 +210,17 @@ class MACE(torch.nn.Module):
             self.readouts.append(_readout(config, scalars.dim, last, generator))
             irreps_in = irreps_out
 
-    def forward(self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor) -> Tensor:
-        return self.contributions(vectors, species, senders, receivers).sum(1)
+    def forward(
+        self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor, attributes: Tensor | None = None
+    ) -> Tensor:
+        return self.contributions(vectors, species, senders, receivers, attributes).sum(1)
 
     @torch.jit.export
-    def contributions(self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor) -> Tensor:
-        """Each layer's share of the node energies, [n_nodes, num_interactions, num_heads]."""
+    def contributions(
+        self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor, attributes: Tensor | None = None
+    ) -> Tensor:
+        """Each layer's share of the node energies, [n_nodes, num_interactions, num_heads]; that of an embedding comes
+        before them."""
         vectors = vectors.to(self.embedding.dtype)
         edge_attrs = self.harmonics(vectors)
         lengths = torch.linalg.vector_norm(vectors, dim=1)
@@ -216,8 +234,14 @@ class MACE(torch.nn.Module):
             envelope = self.radial.envelope(lengths).unsqueeze(-1)
         elif self.stepped:  # these radial networks do not vanish where the radial basis does
             envelope = (lengths < self.radial.cutoff).to(lengths.dtype).unsqueeze(-1)
-        node_feats = [self.embedding.index_select(0, species).unsqueeze(1)]
+        scalars = self.embedding.index_select(0, species)
+        if self.attributes is not None:
+            assert attributes is not None
+            scalars = scalars + self.attributes(attributes)
+        node_feats = [scalars.unsqueeze(1)]
         energies: list[Tensor] = []
+        if self.embedding_readout is not None:
+            energies.append(self.embedding_readout(scalars))
         for layer, readout in zip(self.layers, self.readouts):
             node_feats = layer(node_feats, species, edge_attrs, edge_feats, envelope, senders, receivers)
             energies.append(readout(node_feats[0].squeeze(1)))

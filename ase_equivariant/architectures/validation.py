@@ -67,6 +67,17 @@ def check_repulsion(config: object) -> None:
     object.__setattr__(config, "pair_repulsion", given)
 
 
+def check_attributes(config: object) -> None:
+    """`attributes` becomes a tuple of (key in Atoms.info, lowest, highest and usual value)."""
+    given = config.attributes if isinstance(config.attributes, list | tuple) else [None]
+    rows = [tuple(row) if isinstance(row, list | tuple) else () for row in given]
+    proper = all(len(row) == 4 and isinstance(row[0], str) and all(type(n) is int for n in row[1:]) for row in rows)
+    proper = proper and all(low <= usual <= high < low + MAX_CHANNELS for _, low, high, usual in rows)
+    rule = f"a list of [key, lowest, highest, usual value], with at most {MAX_CHANNELS} values of each key"
+    require(proper and len({row[0] for row in rows}) == len(rows), config, "attributes", rule)
+    object.__setattr__(config, "attributes", tuple(rows))
+
+
 def check_features(config: object, parity: bool = True) -> None:
     """`hidden_irreps` whose multiplicities may differ: even scalars, and any others up to l_max."""
     hidden = parsed(config.hidden_irreps)

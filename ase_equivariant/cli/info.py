@@ -84,7 +84,8 @@ def _species(exact: Potential) -> list[list[str]]:
 
     numbers, rows = exact.atomic_numbers, []
     for h, head in enumerate(exact.heads):
-        alone = concatenate([from_atoms(Atoms(numbers=[z]), numbers, exact.cutoff, head=h) for z in numbers])
+        asked = {"head": h, "attributes": exact.attributes}
+        alone = concatenate([from_atoms(Atoms(numbers=[z]), numbers, exact.cutoff, **asked) for z in numbers])
         energies = predict(exact, alone, forces=False).energy.tolist()
         for s, z in enumerate(numbers):
             table_values = (exact.atomic_energies[h, s], exact.scale[h, s], exact.shift[h, s], energies[s])

@@ -54,6 +54,7 @@ OTHERS = [  # all other classes that such a model is made of
     f"mace.modules.{name}"
     for name in (
         "blocks.LinearNodeEmbeddingBlock",
+        "embeddings.GenericJointEmbedding",
         "blocks.RadialEmbeddingBlock",
         "blocks.AtomicEnergiesBlock",
         "blocks.EquivariantProductBasisBlock",
@@ -67,6 +68,8 @@ OTHERS = [  # all other classes that such a model is made of
         "symmetric_contraction.SymmetricContraction",
     )
 ]
+# numbers of a structure that an embedding may know: the key in Atoms.info from which they are read, the usual value
+ATTRIBUTES = {"total_charge": ("charge", 0), "total_spin": ("spin", 1)}
 KNOWN = {*MODELS, *INTERACTIONS, *READOUTS, *BASES, *(name for name, _ in TRANSFORMS), *OTHERS}
 AVERAGED = ("nonresidual", "residual", "attention_residual")  # the kinds whose sum over neighbours is divided by N̄
 MAX_COUPLINGS = 10**6  # components of a product; a file must not be able to ask for hours of work
@@ -84,22 +87,27 @@ def import_mace(root: Record) -> Potential:
         **_radial_settings(root, numbers),
         **_layer_settings(root),
         **_readout_settings(root, len(heads)),
+        attributes=_attributes(root),
+        embedding_readout=root.get("embedding_readout") is not None,
         pair_repulsion=_pair_repulsion(root, numbers),
     )
     if (config.l_max + 1) ** (2 * max(config.correlations)) > MAX_COUPLINGS:
         raise ForeignFileError(f"its products of {config.correlation} factors up to l = {config.l_max} are too many")
+    tables = {
+        name: root.get(f"scale_shift.{name}", torch.tensor(float(name == "scale"))).double().reshape(-1, 1)
+        for name in ("scale", "shift")
+    }
     architecture = MACE(config)
     with torch.no_grad():
         fill(architecture, root)
+        if config.embedding_readout:  # its energies stand outside the scale
+            architecture.embedding_readout.linear.weight.div_(tables["scale"].T)
     shape = (len(heads), len(numbers))
-    tables = {
-        name: root.get(f"scale_shift.{name}", torch.tensor(float(name == "scale"))) for name in ("scale", "shift")
-    }
     return Potential(
         architecture.to(root.get("node_embedding.linear.weight").dtype),
         atomic_numbers=numbers,
         atomic_energies=root.get("atomic_energies_fn.atomic_energies").double().reshape(-1, len(numbers)).expand(shape),
-        **{name: table.double().reshape(-1, 1).expand(shape) for name, table in tables.items()},
+        **{name: table.expand(shape) for name, table in tables.items()},
         heads=heads,
         metadata={"provenance": {"source_package": "mace-torch"}},
     )
@@ -112,7 +120,7 @@ def _check_parts(root: Record) -> None:
     unknown = [name for name in _classes(root) if name.startswith("mace.") and name not in KNOWN]
     unknown += [] if root.name in MODELS else [root.name]
     parts = ["node_embedding", "radial_embedding", "atomic_energies_fn", "spherical_harmonics", "interactions"]
-    parts += ["products", "readouts", "scale_shift", "pair_repulsion_fn"]
+    parts += ["products", "readouts", "scale_shift", "pair_repulsion_fn", "joint_embedding", "embedding_readout"]
     unknown += [name for name in root.state["_modules"] if name not in parts]
     interactions = root.get("interactions").children()
     varying = {
@@ -236,6 +244,20 @@ def _readout_settings(root: Record, n_heads: int) -> dict[str, Any]:
     if not known:
         raise ForeignFileError(f"its readout has the activation {function}; known are {', '.join(ACTIVATIONS)}")
     return settings | {"readout_mlp": readout_width(readouts[-1], n_heads), "readout_activation": known[0]}
+
+
+def _attributes(root: Record) -> tuple[tuple[str, int, int, int], ...]:
+    """The numbers of a structure that the model knows, of which it counts `num_classes` from -offset on."""
+    specs = root.get("joint_embedding.specs", {})
+    for name, spec in specs.items():
+        kind = spec["type"], spec["per"]
+        if name not in ATTRIBUTES or kind != ("categorical", "graph"):
+            raise ForeignFileError(
+                f"it depends on {name}, a {kind[0]} number per {kind[1]}; this version knows "
+                f"{' and '.join(ATTRIBUTES)}, categorical and per graph"
+            )
+    rows = [(*ATTRIBUTES[name], int(spec["num_classes"]), int(spec.get("offset", 0))) for name, spec in specs.items()]
+    return tuple((key, -offset, count - 1 - offset, usual) for key, usual, count, offset in rows)
 
 
 def _pair_repulsion(root: Record, numbers: list[int]) -> ZBLConfig | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ase_equivariant.architectures.mace import MACE, MACEConfig
 from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
 from ase_equivariant.importers.records import ForeignFileError, Record
+from ase_equivariant.nn.attributes import AttributeEmbedding
 from ase_equivariant.nn.coupling import clebsch_gordan, symmetric_products
 from ase_equivariant.nn.gate import SIGMOID_GAIN
 from ase_equivariant.nn.linear import Linear, SpeciesLinear
@@ -57,6 +58,10 @@ def fill(ours: MACE, root: Record) -> None:
     config = ours.config
     embedding = root.get("node_embedding.linear.weight").double()
     ours.embedding.copy_(embedding.reshape(ours.embedding.shape) / math.sqrt(config.num_species))
+    if config.attributes:
+        _fill_attributes(ours.attributes, root.get("joint_embedding"))
+    if config.embedding_readout:
+        _fill_readout(ours.embedding_readout, root.get("embedding_readout"), config.num_heads)
     if config.trainable_bessel:
         ours.radial.frequencies.copy_(root.get("radial_embedding.bessel_fn.bessel_weights").double())
     parts = (root.get(name).children() for name in ("interactions", "products"))
@@ -75,6 +80,16 @@ def fill(ours: MACE, root: Record) -> None:
     theirs = root.get("readouts").children()
     for readout, record in zip(list(ours.readouts)[-len(theirs) :], theirs):
         _fill_readout(readout, record, config.num_heads)
+
+
+def _fill_attributes(ours: AttributeEmbedding, embedding: Record) -> None:
+    """Their embeddings go one beside the other through a matrix and SiLU; each meets its part of the matrix here."""
+    project = embedding.get("project")
+    if [layer.name for layer in project.children()] != ["torch.nn.modules.linear.Linear", SILU[1]]:
+        raise ForeignFileError("its joint embedding is projected by something else than a matrix and SiLU")
+    tables = [embedding.get(f"embedders.{name}.weight").double() for name in embedding.get("specs")]
+    matrices = project.get("0.weight").double().split([table.shape[1] for table in tables], dim=1)
+    ours.table.copy_(torch.cat([table @ matrix.T for table, matrix in zip(tables, matrices)]) / ours.norm)
 
 
 def _fill_linear(linear: Linear, flat: Tensor, factor: float = 1.0) -> None:

@@ -96,4 +96,5 @@ def piece(graph: Graph, size: int) -> Graph:
         shifts=graph.shifts[kept],
         batch=graph.batch[inside],
         heads=graph.heads,
+        attributes=graph.attributes[inside],
     )

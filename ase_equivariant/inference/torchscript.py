@@ -64,6 +64,11 @@ def export(potential: Potential, path: str | os.PathLike, device: str = "cpu", h
     `torch.jit.optimized_execution(False)`, as the backend does, it spends no time on compiling.
     """
     head = choose_head(potential, head)
+    if potential.attributes:
+        read = " and ".join(key for key, *_ in potential.attributes)
+        raise InputError(
+            f"this model depends on the {read} of a structure, which exported files do not ask for; use a calculator"
+        )
     try:
         own = potential.astype(potential.dtype).to(device).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:

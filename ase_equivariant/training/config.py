@@ -16,6 +16,8 @@ from ase.data import chemical_symbols
 
 from ase_equivariant.training.parsing import parse, shown
 
+DECIDED = {"num_species", "num_heads", "attributes"}  # settings of a model that a configuration cannot make
+
 
 def check(config: object, section: str, **rules: tuple[object, str]) -> None:
     """Raise the `InputError` of an impossible value; `rules` are name=(condition, what is allowed)."""
@@ -215,8 +217,9 @@ class TrainConfig:
             "",
             name=(self.name and not set(self.name) & set("/\\"), "a file name without folder"),
             model=(
-                isinstance(cutoff, (int, float)) and cutoff > 0 and not {"num_species", "num_heads"} & set(self.model),
-                "a section with a positive cutoff, Å, without num_species and num_heads, which the data decide",
+                isinstance(cutoff, (int, float)) and cutoff > 0 and not DECIDED & set(self.model),
+                "a section with a positive cutoff, Å, without num_species and num_heads, which the data decide, "
+                "and without attributes, such as charges of structures, which training does not support",
             ),
             seed=(0 <= self.seed < 2**63, "0 or more, below 2**63"),
             golden=(self.golden >= 0, "0 or more"),

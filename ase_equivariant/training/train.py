@@ -88,6 +88,9 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
 def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
     """The potential in a file, if it is what the configuration describes."""
     potential = load_potential(path).astype(getattr(torch, config.precision))
+    if potential.attributes:
+        read = " and ".join(key for key, *_ in potential.attributes)
+        raise InputError(f"start: {path} depends on the {read} of a structure; such models cannot be trained here")
     own = potential.architecture.config
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(own).items()}
     changed = [name for name, value in config.model.items() if lists.get(name) != value]

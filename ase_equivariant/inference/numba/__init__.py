@@ -150,6 +150,7 @@ def _dimer(potential: Potential) -> Graph:
         shifts=torch.zeros((2, 3), dtype=torch.float64),
         batch=torch.zeros(2, dtype=torch.int64),
         heads=torch.zeros(1, dtype=torch.int64),
+        attributes=torch.zeros((2, 0), dtype=torch.int64),
     )
 
 
