@@ -54,10 +54,14 @@ def file_sha256(path: Path) -> str:
 def _fetch(url: str, target: Path, sha256: str, progress: Progress) -> None:
     part = target.with_name(f"{target.name}.part")
     try:
-        _receive_all(url, part, progress)
+        resumed = part.exists()
+        if not resumed or file_sha256(part) != sha256:  # it may be complete: its process was stopped before the rename
+            _receive_all(url, part, progress)
         found = file_sha256(part)
         if found != sha256:
             part.unlink()
+            if resumed:  # the beginning may have been of another file, or damaged
+                return _fetch(url, target, sha256, progress)
             raise InputError(f"{url} gave a file whose sha256 is {found} instead of {sha256}; it was not kept")
         with open(part, "rb") as file:
             os.fsync(file.fileno())

@@ -62,6 +62,7 @@ class Site(BaseHTTPRequestHandler):
         self.send_error(404)
 
     def answer_silence(self):
+        self.state["reached"].set()
         self.state["end"].wait(20)
 
     def answer_from_the_start(self):
@@ -74,7 +75,7 @@ class Site(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site():
-    state = {"content": CONTENT, "asked": [], "answers": [], "end": threading.Event()}
+    state = {"content": CONTENT, "asked": [], "answers": [], "reached": threading.Event(), "end": threading.Event()}
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, state))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -180,9 +181,26 @@ def test_a_server_that_says_nothing_is_given_up(model, site, cache, monkeypatch)
     assert files(cache) == []
 
 
-def test_a_part_that_is_longer_than_the_file_is_thrown_away(model, cache):
+def put_part(cache, content):
     (cache / "models").mkdir(parents=True)
-    (cache / "models" / "tiny.safetensors.part").write_bytes(CONTENT + b"more")
+    (cache / "models" / "tiny.safetensors.part").write_bytes(content)
+
+
+def test_a_part_that_is_complete_is_only_renamed(model, site, cache):
+    put_part(cache, CONTENT)
+    assert published.obtain("tiny").read_bytes() == CONTENT
+    assert site["asked"] == []
+    assert files(cache) == ["tiny.safetensors"]
+
+
+def test_a_part_of_another_file_is_thrown_away(model, site, cache):
+    put_part(cache, b"another" + CONTENT[7:1000])
+    assert published.obtain("tiny").read_bytes() == CONTENT
+    assert site["asked"] == ["bytes=1000-", None]
+
+
+def test_a_part_that_is_longer_than_the_file_is_thrown_away(model, cache):
+    put_part(cache, CONTENT + b"more")
     assert published.obtain("tiny").read_bytes() == CONTENT
 
 
@@ -251,7 +269,8 @@ def test_without_a_network_a_mirror_serves(model, site, tmp_path, monkeypatch):
     assert zoo.resolve("tiny").read_bytes() == CONTENT
 
 
-def test_two_processes_at_once_download_once(site, cache):
+def two_downloads(site, cache):
+    """Processes that are ready to fetch the same file."""
     code = f"""
 import sys
 from pathlib import Path
@@ -263,6 +282,11 @@ download({site["url"]!r}, Path({str(cache)!r}) / "models" / "a.safetensors", {SH
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], **pipes) for _ in range(2)]
     assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    return both
+
+
+def test_two_processes_at_once_download_once(site, cache):
+    both = two_downloads(site, cache)
     for process in both:
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -270,6 +294,22 @@ download({site["url"]!r}, Path({str(cache)!r}) / "models" / "a.safetensors", {SH
     assert [process.returncode for process in both] == [0, 0]
     assert (cache / "models" / "a.safetensors").read_bytes() == CONTENT
     assert site["asked"] == [None]
+
+
+def test_a_process_that_is_killed_does_not_hinder_the_other(site, cache):
+    site["answers"] = ["silence"]
+    first, second = two_downloads(site, cache)
+    first.stdin.write("go\n")
+    first.stdin.flush()
+    assert site["reached"].wait(20)
+    second.stdin.write("go\n")
+    second.stdin.flush()
+    first.kill()
+    first.communicate()
+    assert second.communicate()[0] == ""
+    assert second.returncode == 0
+    assert files(cache) == ["a.safetensors"]
+    assert site["asked"] == [None, None]
 
 
 def test_progress_counts_the_bytes_of_the_whole_file(site, tmp_path, monkeypatch):
