@@ -1,8 +1,8 @@
 """Less of a model: some of its elements, some of its heads, with the same numbers for what is left.
 
 Nothing is fitted and nothing is computed: weights that have an axis of species or of heads lose the entries that are
-not wanted. Which weights these are is declared here per architecture; one that is not declared is an error, never a
-guess.
+not wanted. Which weights these are is declared by each architecture, see `architectures`; one that is not declared is
+an error, never a guess.
 """
 
 from __future__ import annotations
@@ -19,22 +19,6 @@ from torch import Tensor
 
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.potential import Potential
-
-# names of weights whose first axis is the species; where a setting makes them the same for all species, they stay
-OF_SPECIES = {
-    "mace": r"embedding|layers\.\d+\.(skip\.maps\.\d+\.weight|contraction\.[\w.]+\.weight|\w+\.(sent|received))",
-    "nequip": r"embedding|layers\.\d+\.skip\.maps\.\d+\.weight",
-    "botnet": r"embedding|layers\.\d+\.(skip\.maps\.\d+|radial_weights)\.weight",
-}
-# names of weights with one block per head, and the axis of the blocks
-OF_HEADS = {
-    "mace": {
-        r"(readouts\.\d+|embedding_readout)\.(linear|hidden|first)\.weight": 1,
-        r"readouts\.\d+\.(weight|second|second_bias|bias)": 0,
-    },
-    "nequip": {r"readout\.linear\.weight": 1},
-    "botnet": {r"readouts\.\d+\.(linear|hidden)\.weight": 1, r"readouts\.\d+\.weight": 0},
-}
 
 
 def choose_head(potential: Potential, head: str | None) -> str:
@@ -62,15 +46,16 @@ def restricted(
     if not names:
         raise InputError(f"a model needs a head; choose one or more of {', '.join(potential.heads)}")
     kept = [potential.heads.index(name) for name in names]
-    kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(potential.architecture)]
-    if kind not in OF_SPECIES:
+    whole = potential.architecture
+    kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(whole)]
+    if not hasattr(whole, "SPECIES_WEIGHTS"):
         raise InputError(f"this version cannot restrict {kind} models: nothing says which weights have species")
-    config = asdict(potential.architecture.config)
-    architecture = build_unweighted(kind, _smaller(config, species, kept), potential.dtype)
+    config = asdict(whole.config)
+    architecture = build_unweighted(kind, _smaller(config, species, kept, whole.SPECIES_TABLES), potential.dtype)
     weights = {}
-    for name, value in potential.architecture.state_dict().items():
+    for name, value in whole.state_dict().items():
         shape = architecture.state_dict()[name].shape
-        weights[name] = _selected(kind, name, value, shape, config["num_heads"], species, kept)
+        weights[name] = _selected(whole, name, value, shape, species, kept)
         if weights[name].shape != shape:
             raise InputError(f"this version cannot restrict {kind} models with weights called {name}")
     architecture.load_state_dict(weights, assign=True)
@@ -98,11 +83,11 @@ def _chosen_species(potential: Potential, elements: Iterable[str] | None) -> lis
     return sorted({known.index(number_of[symbol]) for symbol in wanted})
 
 
-def _smaller(config: dict, species: list[int], heads: list[int]) -> dict:
+def _smaller(config: dict, species: list[int], heads: list[int], tables: tuple[str, ...]) -> dict:
     """The config of the restricted architecture; tables of species in it lose their entries."""
     smaller = {**config, "num_species": len(species), "num_heads": len(heads)}
-    for table in ("covalent_radii", "species_neighbors"):
-        if config.get(table):
+    for table in tables:
+        if config[table]:
             smaller[table] = [config[table][i] for i in species]
     if config.get("pair_repulsion"):
         smaller["pair_repulsion"] = {
@@ -113,13 +98,13 @@ def _smaller(config: dict, species: list[int], heads: list[int]) -> dict:
 
 
 def _selected(
-    kind: str, name: str, value: Tensor, shape: torch.Size, num_heads: int, species: list[int], heads: list[int]
+    whole: torch.nn.Module, name: str, value: Tensor, shape: torch.Size, species: list[int], heads: list[int]
 ) -> Tensor:
-    if re.fullmatch(OF_SPECIES[kind], name) and value.shape[0] != shape[0]:
+    if re.fullmatch(whole.SPECIES_WEIGHTS, name) and value.shape[0] != shape[0]:
         value = value[species]
-    for pattern, axis in OF_HEADS[kind].items():
+    for pattern, axis in whole.HEAD_WEIGHTS.items():
         if re.fullmatch(pattern, name):
-            blocks = value.unflatten(axis, (num_heads, -1)).movedim(axis, 0)
+            blocks = value.unflatten(axis, (whole.config.num_heads, -1)).movedim(axis, 0)
             value = blocks[heads].movedim(0, axis).flatten(axis, axis + 1)
     return value.detach().clone(memory_format=torch.contiguous_format)
 

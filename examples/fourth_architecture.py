@@ -48,6 +48,9 @@ class SchNetConfig:
 
 class SchNet(torch.nn.Module):
     Config = SchNetConfig
+    SPECIES_WEIGHTS = "embedding"
+    SPECIES_TABLES = ()
+    HEAD_WEIGHTS = {r"readout\.hidden\.weight": 1, r"readout\.weight": 0}
 
     def __init__(self, config: SchNetConfig, seed: int = 0):
         super().__init__()
@@ -97,5 +100,6 @@ if __name__ == "__main__":
     import tiny
 
     tiny.TINY["schnet"] = TINY  # what the `architecture` fixture of the tests goes through
-    files = [str(tests / f"test_{name}.py") for name in ("symmetry", "locality", "derivatives", "architectures")]
+    names = ("symmetry", "locality", "derivatives", "architectures", "restrict")
+    files = [str(tests / f"test_{name}.py") for name in names]
     sys.exit(pytest.main([*files, "-k", "schnet", "-p", "no:cacheprovider", *sys.argv[1:]]))

@@ -7,20 +7,20 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 from ase.calculators.calculator import InputError
-from tiny import tiny_potential
+from tiny import TINY, tiny_potential
 
-from ase_equivariant.architectures import build_unweighted
+from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.checkpoint import from_bytes, to_bytes
 from ase_equivariant.derivatives import predict
 from ase_equivariant.golden import golden_structures, verify_golden
 from ase_equivariant.graph import from_atoms
-from ase_equivariant.restrict import OF_HEADS, OF_SPECIES, _smaller, restricted
+from ase_equivariant.restrict import _smaller, restricted
 
 HEADS = ("pbe", "scan", "hse")
 RADII = (0.3, 0.8, 0.7, 1.1, 1.3)  # Å, one per species
 TABLES = {"distance_transform": "agnesi", "covalent_radii": RADII, "pair_repulsion": {"radii": RADII}}
 VARIANTS = {
-    **{name: (name, {}) for name in OF_SPECIES},
+    **{name: (name, {}) for name in TINY},
     "density": ("mace", {"interaction_first": "density", "interaction": "density_residual", **TABLES}),
     "attention": ("mace", {"interaction": "attention_residual", "readout": "linear"}),
     "nonlinear": (
@@ -91,22 +91,22 @@ def changed(kind, config, other):
 
 def test_weights_of_species_and_of_heads_are_all_declared(variant, potential):
     kind, config = variant[0], asdict(potential.architecture.config)
-    names = potential.architecture.state_dict()
-    of_species = changed(kind, config, _smaller(config, [0, 3], [0, 1, 2]))
-    assert of_species <= {name for name in names if re.fullmatch(OF_SPECIES[kind], name)}
+    architecture, names = ARCHITECTURES[kind], potential.architecture.state_dict()
+    of_species = changed(kind, config, _smaller(config, [0, 3], [0, 1, 2], architecture.SPECIES_TABLES))
+    assert of_species <= {name for name in names if re.fullmatch(architecture.SPECIES_WEIGHTS, name)}
     assert "embedding" in of_species
-    declared = {name for name in names if any(re.fullmatch(p, name) for p in OF_HEADS[kind])}
+    declared = {name for name in names if any(re.fullmatch(p, name) for p in architecture.HEAD_WEIGHTS)}
     assert changed(kind, config, config | {"num_heads": 4}) == declared
 
 
 def test_a_weight_that_is_not_declared_is_an_error_and_not_a_guess(monkeypatch):
-    monkeypatch.setitem(OF_SPECIES, "mace", "embedding")
+    monkeypatch.setattr(ARCHITECTURES["mace"], "SPECIES_WEIGHTS", "embedding")
     with pytest.raises(InputError, match=r"cannot restrict mace models with weights called layers\.0"):
         restricted(tiny_potential(), ["H"])
 
 
 def test_an_architecture_that_declares_nothing_is_not_restricted(monkeypatch):
-    monkeypatch.delitem(OF_SPECIES, "botnet")
+    monkeypatch.delattr(ARCHITECTURES["botnet"], "SPECIES_WEIGHTS")
     with pytest.raises(InputError, match="cannot restrict botnet models"):
         restricted(tiny_potential("botnet"), ["H"])
 

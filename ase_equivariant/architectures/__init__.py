@@ -5,8 +5,16 @@ Each is a final `torch.nn.Module` built from one frozen dataclass, its `Config`.
     vectors [n_edges, 3] Å from sender to receiver, species [n_nodes], senders [n_edges], receivers [n_edges]
 
 and returns node energies [n_nodes, n_heads]. One whose config has `attributes`, whole numbers that it reads of a
-structure, takes them last, expanded per node as int64 [n_nodes, n_attributes]. To add one: its file, a line below, and
-a tiny config in tests/tiny.py.
+structure, takes them last, expanded per node as int64 [n_nodes, n_attributes].
+
+So that a model can be cut down to fewer elements and heads (see `restrict`), a class says what belongs to which:
+
+    SPECIES_WEIGHTS  pattern of the names of weights whose first axis is the species, unless a setting makes them the
+                     same for all
+    SPECIES_TABLES   fields of the config with one entry per species
+    HEAD_WEIGHTS     pattern of the names of weights with one block per head -> the axis of the blocks
+
+To add an architecture: its file, a line below, and a tiny config in tests/tiny.py.
 """
 
 from __future__ import annotations

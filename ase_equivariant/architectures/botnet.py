@@ -62,6 +62,9 @@ class BOTNetConfig:
 
 class BOTNet(torch.nn.Module):
     Config = BOTNetConfig
+    SPECIES_WEIGHTS = r"embedding|layers\.\d+\.(skip\.maps\.\d+|radial_weights)\.weight"
+    SPECIES_TABLES = ()
+    HEAD_WEIGHTS = {r"readouts\.\d+\.(linear|hidden)\.weight": 1, r"readouts\.\d+\.weight": 0}
 
     def __init__(self, config: BOTNetConfig, seed: int = 0):
         super().__init__()

@@ -169,6 +169,14 @@ def _suits_messages(text: object, config: MACEConfig) -> bool:
 
 class MACE(torch.nn.Module):
     Config = MACEConfig
+    SPECIES_WEIGHTS = (
+        r"embedding|layers\.\d+\.(skip\.maps\.\d+\.weight|contraction\.[\w.]+\.weight|\w+\.(sent|received))"
+    )
+    SPECIES_TABLES = ("covalent_radii",)
+    HEAD_WEIGHTS = {
+        r"(readouts\.\d+|embedding_readout)\.(linear|hidden|first)\.weight": 1,
+        r"readouts\.\d+\.(weight|second|second_bias|bias)": 0,
+    }
 
     def __init__(self, config: MACEConfig, seed: int = 0):
         super().__init__()

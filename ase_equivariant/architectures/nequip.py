@@ -94,6 +94,9 @@ class NequIPConfig:
 
 class NequIP(torch.nn.Module):
     Config = NequIPConfig
+    SPECIES_WEIGHTS = r"embedding|layers\.\d+\.skip\.maps\.\d+\.weight"
+    SPECIES_TABLES = ("species_neighbors",)
+    HEAD_WEIGHTS = {r"readout\.linear\.weight": 1}
 
     def __init__(self, config: NequIPConfig, seed: int = 0):
         super().__init__()
