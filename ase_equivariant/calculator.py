@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from ase import Atoms
 from ase.calculators.calculator import (
     CalculationFailed,
     Calculator,
-    CalculatorSetupError,
     InputError,
     PropertyNotImplementedError,
     all_changes,
@@ -28,20 +26,16 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase_equivariant import inference
 from ase_equivariant.checkpoint import from_bytes, read_file, to_bytes
 from ase_equivariant.derivatives import Prediction
-from ase_equivariant.golden import verify_golden
 from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms
-from ase_equivariant.inference.checked import Checked
+from ase_equivariant.inference import background
 from ase_equivariant.inference.estimate import Estimate, estimate
+from ase_equivariant.inference.verified import start_fastest, start_verified
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
 from ase_equivariant.zoo import available_models, resolve
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-TOLERANCES = {  # of the golden structures: eV/atom, eV/Å, eV/Å³
-    "float32": {"energy": 1e-4, "forces": 1e-3, "stress": 1e-4},
-    "float64": {"energy": 1e-8, "forces": 1e-6, "stress": 1e-7},
-}
 
 _PROCESS = os.getpid()
 
@@ -78,6 +72,8 @@ class EquivariantCalculator(Calculator):
     dtype : "float32" or "float64", precision of the network; geometry and energy sums are always float64
     backend : "auto", or one of `inference.BACKENDS`; kept for the calculator's life
     head : name of the head that answers; the file's default one by default
+    background_compile : with backend "auto", whether a model whose kernels have never been compiled on this machine
+        is served by another backend while a process in the background compiles them for the next calculator
 
     Attributes
     ----------
@@ -97,17 +93,27 @@ class EquivariantCalculator(Calculator):
         dtype: str = "float32",
         backend: str = "auto",
         head: str | None = None,
+        background_compile: bool = False,
     ):
         super().__init__()
         _require("dtype", dtype, DTYPES)
         _require("backend", backend, ("auto", *inference.BACKENDS))
         self._device = _find_device(device)
-        self._options = {"device": device, "dtype": dtype, "backend": backend, "head": head}
+        self._options = {
+            "device": device,
+            "dtype": dtype,
+            "backend": backend,
+            "head": head,
+            "background_compile": background_compile,
+        }
         self._model, potential, sha256 = _find_model(model)
         self._head = choose_head(potential, head)
         # astype copies, so that the calculator's potential is its own
         self.potential = potential.astype(DTYPES[dtype]).to(self._device).eval().requires_grad_(False)
-        name, self._backend = _start_backend(self.potential, self._device, dtype, backend)
+        if backend == "auto":
+            backend, self._backend = start_fastest(self.potential, self._device, background_compile)
+        else:
+            self._backend = start_verified(backend, self.potential, self._device)
         self._neighbors = VerletList(potential.cutoff)
         self.calls = 0
         self.extras: dict[str, Any] = {}
@@ -117,7 +123,7 @@ class EquivariantCalculator(Calculator):
             sha256=sha256,
             device=str(self._device),
             dtype=dtype,
-            backend=name,
+            backend=backend,
             head=self._head,
         )
 
@@ -145,6 +151,15 @@ class EquivariantCalculator(Calculator):
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
         self.results, self.extras = copy.deepcopy((results, extras))
+
+    def warm_up(self, atoms: Atoms) -> None:
+        """Return when no later step of these atoms has to wait for anything that happens once.
+
+        The backend has compared itself with the reference, its arrays exist, and what is compiled in the background is
+        on disk; the results of `atoms` are known.
+        """
+        background.wait()
+        self.get_forces(atoms)
 
     @_undisturbed()
     def estimate(self, atoms: Atoms) -> Estimate:
@@ -278,35 +293,6 @@ def _find_device(name: str) -> torch.device:
     allowed = ["auto", "cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
     _require("device", name, allowed, " on this machine")
     return torch.device(("cuda" if count else "cpu") if name == "auto" else name)
-
-
-def _start_backend(potential: Potential, device: torch.device, dtype: str, backend: str):
-    """Name and callable of the backend asked for, or of the fastest that reproduces the golden structures."""
-    names = inference.FASTEST_FIRST[device.type] if backend == "auto" else (backend,)
-    for name in names[:-1]:
-        try:
-            return name, _start_verified(name, potential, device, dtype)
-        except CalculatorSetupError as error:
-            warnings.warn(f"{error}; another backend is used instead", stacklevel=4)
-    return names[-1], _start_verified(names[-1], potential, device, dtype)
-
-
-def _start_verified(name: str, potential: Potential, device: torch.device, dtype: str):
-    backend = inference.start(name, potential, device)
-    errors = verify_golden(potential, backend)
-    wrong = [key for key, error in errors.items() if not error <= TOLERANCES[dtype][key]]
-    if wrong:
-        found = ", ".join(f"{key} {errors[key]:.2e} (allowed {TOLERANCES[dtype][key]:.0e})" for key in wrong)
-        raise CalculatorSetupError(
-            f"backend {name!r} on {device} in {dtype} does not reproduce the model's golden results: errors in {found}"
-        )
-    if name != "numba":
-        return backend
-
-    def exact():
-        return inference.start("eager", potential.astype(torch.float64), device)
-
-    return Checked(name, backend, inference.start("eager", potential, device), exact, DTYPES[dtype])
 
 
 def _require(what: str, value: str, allowed, where: str = "") -> None:

@@ -21,7 +21,6 @@ from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.inference.checked import Checked, piece
 from ase_equivariant.inference.estimate import memory_on_cpu
 from ase_equivariant.inference.numba import Numba
-from ase_equivariant.inference.numba import compile as compilation
 
 CPU = torch.device("cpu")
 SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
@@ -242,25 +241,6 @@ def test_a_large_structure_is_compared_on_a_piece(mace, fast):
     assert 20 <= part.n_nodes < graph.n_nodes
     torch.testing.assert_close(fast(part, True).forces, predict(mace, part).forces)
     assert piece(graph, 1000) is graph
-
-
-def test_kernels_are_found_on_disk_and_a_broken_cache_only_costs_time(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
-    source = "\n@exact\ndef twice(x):\n    return 2 * x\n# {}\n"
-    compilation.Compiler("float32")(source.format("kept"))["twice"](3)
-    assert list(tmp_path.glob("kernels/*/__pycache__/*.nbi"))
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(blocked))
-    assert compilation.Compiler("float32")(source.format("blocked"))["twice"](3) == 6
-    assert "cannot be used" in caplog.text
-
-
-def test_a_source_that_was_tampered_with_is_written_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
-    path = compilation._write("x = 1\n", "key")
-    path.write_text("x = 2\n")
-    assert compilation._write("x = 1\n", "key").read_text() == "x = 1\n"
 
 
 @pytest.mark.parametrize("distance", [0.5, 1.0, 2.2])

@@ -23,11 +23,11 @@ BACKENDS = {  # name -> module and class, imported when asked for
 FASTEST_FIRST = {"cpu": ("numba", "eager"), "cuda": ("torchscript", "eager")}
 
 
-def start(name: str, potential: Potential, device: torch.device) -> Callable[[Graph, bool], Prediction]:
-    """Make the backend called `name` for a potential on a device."""
+def start(name: str, potential: Potential, device: torch.device, **options) -> Callable[[Graph, bool], Prediction]:
+    """Make the backend called `name` for a potential on a device, with options of its own."""
     module, backend = BACKENDS[name]
     try:
         found = import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a compiled package that does not fit another fails in any way
         raise CalculatorSetupError(f"backend {name!r} is not available: {error}") from error
-    return getattr(found, backend)(potential, device)
+    return getattr(found, backend)(potential, device, **options)

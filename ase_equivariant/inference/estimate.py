@@ -66,10 +66,10 @@ def estimate(
 def _piece(atoms: Atoms) -> Atoms:
     """The atoms themselves, or those nearest to the first one, as a cluster."""
     if len(atoms) <= SAMPLE:
-        return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=atoms.info)
     distances = np.linalg.norm(atoms.positions - atoms.positions[0], axis=1)
     nearest = np.sort(np.argpartition(distances, SAMPLE)[:SAMPLE])
-    return Atoms(atoms.numbers[nearest], atoms.positions[nearest])
+    return Atoms(atoms.numbers[nearest], atoms.positions[nearest], info=atoms.info)
 
 
 def _linear(atoms: int, edges: int, small: tuple[int, int, float], large: tuple[int, int, float]) -> float:

@@ -12,8 +12,9 @@ from ase.calculators.calculator import CalculatorSetupError
 
 from ase_equivariant.derivatives import Prediction
 from ase_equivariant.graph import Graph
+from ase_equivariant.inference import background
 from ase_equivariant.inference.lower import lower
-from ase_equivariant.inference.numba.compile import Compiler
+from ase_equivariant.inference.numba.compile import Compiler, warn
 from ase_equivariant.inference.numba.contract import ContractKernel
 from ase_equivariant.inference.numba.convolve import ConvolveKernel
 from ase_equivariant.inference.numba.geometry import HIGHEST, GeometryKernel
@@ -38,9 +39,12 @@ SMALL, LARGE = 48, 64  # atoms: up to SMALL they are one block, and no block has
 
 
 class Numba:
-    """The backend; float64 keeps the radial networks, float32 takes splines through them."""
+    """The backend; float64 keeps the radial networks, float32 takes splines through them.
 
-    def __init__(self, potential: Potential, device: torch.device):
+    Kernels that were never compiled on this machine are compiled now, or without `wait` in the background for later.
+    """
+
+    def __init__(self, potential: Potential, device: torch.device, wait: bool = True):
         if device.type != "cpu":
             raise CalculatorSetupError(f"backend 'numba' runs on the CPU, not on {device}")
         self.potential, self.dtype = potential, DTYPES[potential.dtype]
@@ -52,12 +56,30 @@ class Numba:
         except CannotLowerError as error:
             raise CalculatorSetupError(f"backend 'numba' does not know this model's {error}") from None
         try:
-            compiler = Compiler(self.dtype)
+            self._compile(Compiler(self.dtype), wait)
+        except (CalculatorSetupError, MemoryError):
+            raise
+        except Exception as error:  # a compiler may fail in any way; others can still answer
+            raise CalculatorSetupError(f"backend 'numba' fails with {type(error).__name__}: {error}") from error
+
+    def _compile(self, compiler: Compiler, wait: bool = True) -> None:
+        """Kernels of all stages, which have run once; in memory where their cache on disk fails."""
+        try:
             self.geometry = GeometryKernel(self.program.harmonics, compiler)
             self.stages = [self.geometry, *(KERNELS[type(stage)](stage, compiler) for stage in self.program.stages)]
-            self(_dimer(potential), True)  # compiles everything, or loads it
-        except Exception as error:  # a compiler and a cache on disk may fail in any way; others can still answer
-            raise CalculatorSetupError(f"backend 'numba' fails with {type(error).__name__}: {error}") from error
+            if not wait and compiler.on_disk and not compiler.is_sealed():
+                background.start(self.potential)
+                raise CalculatorSetupError("backend 'numba' is being compiled in the background for later calculators")
+            with compiler.compiling():
+                self(_dimer(self.potential), True)
+        except (CalculatorSetupError, MemoryError):
+            raise
+        except Exception as error:
+            if not compiler.on_disk:
+                raise
+            compiler.discard()
+            self._compile(Compiler(self.dtype, on_disk=False))
+            warn(error)
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
         try:

@@ -1,29 +1,34 @@
 """Generated source to compiled kernels, kept on disk.
 
-Source goes to a file of its own, in a folder named by a hash of the source and of the versions that compile it, and is
-imported from there, so that numba's cache finds it again in the next process. A folder that cannot be written or a
-broken entry costs the compilation once more and nothing else.
+Source goes to a file of its own, in a folder named by a hash of the source, of the processor and of the versions that
+compile it, and is imported from there, so that numba's cache finds it again in the next process. Once all kernels of a
+program have run, their folders are sealed with the checksums of what was compiled; a seal that does not fit costs the
+compilation once more and nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
-import os
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 
 import numba
 import numpy as np
+from filelock import FileLock
+from llvmlite.binding import get_host_cpu_name
 
 from ase_equivariant import __version__
-from ase_equivariant.storage import cache_folder
+from ase_equivariant.storage import cache_folder, keep, write_atomically
 
 HEADER = """import numba
 import numpy as np
@@ -33,61 +38,113 @@ exact = numba.njit(nogil=True, error_model="numpy", fastmath={{"contract"}}, cac
 summing = numba.njit(nogil=True, error_model="numpy", fastmath={{"contract", "reassoc", "nsz"}}, cache={cache})
 inlined = numba.njit(error_model="numpy", fastmath={{"contract", "reassoc", "nsz"}}, inline="never")
 """
+SOURCE, SEAL = "kernels.py", "sealed.json"
 
 _log = logging.getLogger("ase_equivariant")
 
 
 class Compiler:
-    """Makes kernels of one precision."""
+    """Makes kernels of one precision, on disk where that is possible; in memory they last as long as the process."""
 
-    def __init__(self, dtype: np.dtype):
+    def __init__(self, dtype: np.dtype, on_disk: bool = True):
         self.dtype = np.dtype(dtype)
+        self.on_disk = on_disk and _is_writable(str(cache_folder("kernels")))
+        self.folders: list[Path] = []
 
     def __call__(self, source: str) -> dict[str, Callable]:
         """The functions of a source, compiled when first called."""
-        return _load(source, self.dtype.name)
+        if not self.on_disk:
+            return _in_memory(source, self.dtype.name)
+        folder, functions = _load(source, self.dtype.name, cache_folder("kernels"))
+        self.folders.append(folder)
+        return functions
 
+    def is_sealed(self) -> bool:
+        """Whether everything that was asked for so far is on disk."""
+        return self.on_disk and all((folder / SEAL).is_file() for folder in self.folders)
 
-@lru_cache(maxsize=1000)
-def _load(source: str, dtype: str) -> dict[str, Callable]:
-    text = HEADER.format(dtype=dtype, cache=True) + source
-    versions = (__version__, numba.__version__, np.__version__, platform.python_version(), platform.machine())
-    key = hashlib.sha256("\0".join((text, *versions)).encode()).hexdigest()[:24]
-    try:
-        path = _write(text, key)
-        if not any(path.parent.glob("__pycache__/*.nbi")):
-            _announce()
-        return _import(path, key)
-    except (OSError, SyntaxError, AttributeError, RuntimeError) as error:
-        _log.warning("kernels are compiled anew in each process, as their cache cannot be used: %s", error)
-        namespace: dict = {"__name__": f"ase_equivariant_kernels_{key}"}
-        exec(HEADER.format(dtype=dtype, cache=False) + source, namespace)  # our own source, not a file's
-        return namespace
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Around the first run of the kernels; other processes that want the same wait, and find it on disk."""
+        if self.is_sealed():
+            yield
+            return
+        _log.warning("compiling kernels for this model, once on this machine; it takes up to a minute")
+        if not self.on_disk:
+            yield
+            return
+        with FileLock(cache_folder("kernels") / "compiling.lock"):
+            yield
+        for folder in self.folders:
+            if (folder / SOURCE).is_file() and not (folder / SEAL).is_file():
+                keep(json.dumps(_checksums(folder)).encode(), folder / SEAL)
+
+    def discard(self) -> None:
+        """Remove what is on disk: it cannot be used."""
+        _load.cache_clear()
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @cache
-def _announce() -> None:
-    """Say once that there is something to wait for."""
-    _log.warning("compiling kernels for this model, once on this machine; it takes up to a minute")
+def _is_writable(folder: str) -> bool:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        warn(error)
+        return False
+    return True
 
 
-def _import(path: Path, key: str) -> dict[str, Callable]:
+def warn(error: Exception) -> None:
+    warnings.warn(
+        f"kernels are compiled anew in each process, as their cache cannot be used: {type(error).__name__}: {error}; "
+        "ASE_EQUIVARIANT_CACHE names another folder",
+        stacklevel=2,
+    )
+
+
+@lru_cache(maxsize=1000)
+def _in_memory(source: str, dtype: str) -> dict[str, Callable]:
+    namespace: dict = {"__name__": "ase_equivariant_kernels"}
+    exec(HEADER.format(dtype=dtype, cache=False) + source, namespace)  # our own source, not a file's
+    return namespace
+
+
+@lru_cache(maxsize=1000)
+def _load(source: str, dtype: str, folder: Path) -> tuple[Path, dict[str, Callable]]:
+    text = HEADER.format(dtype=dtype, cache=True) + source
+    cpu = numba.config.CPU_NAME or get_host_cpu_name()
+    versions = (__version__, numba.__version__, np.__version__, platform.python_version(), platform.machine(), cpu)
+    key = hashlib.sha256("\0".join((text, *versions)).encode()).hexdigest()[:24]
+    path = folder / key / SOURCE
+    if not _is_whole(path, text):
+        _log.warning("kernels in %s are not what was written there and are compiled anew", path.parent)
+        shutil.rmtree(path.parent, ignore_errors=True)
+    if not path.is_file():  # other processes may be writing the same one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(text.encode(), path)
     spec = importlib.util.spec_from_file_location(f"ase_equivariant_kernels_{key}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where numba's cache looks for it
     spec.loader.exec_module(module)
-    return vars(module)
+    return path.parent, vars(module)
 
 
-def _write(text: str, key: str) -> Path:
-    """The file of a source, written unless it is there and whole."""
-    path = cache_folder("kernels") / key / "kernels.py"
-    if path.is_file() and path.read_bytes() != text.encode():
-        shutil.rmtree(path.parent, ignore_errors=True)  # with whatever was compiled from another source
-    if not path.is_file():  # other processes may be writing the same one
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.replace(file.name, path)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent} cannot be written")
-    return path
+def _is_whole(path: Path, text: str) -> bool:
+    """Whether a folder, where it exists, holds this source, and where it is sealed, what was compiled from it."""
+    if not path.is_file():
+        return True
+    try:
+        seal = path.parent / SEAL
+        expected = json.loads(seal.read_bytes()) if seal.is_file() else {}
+        return path.read_bytes() == text.encode() and expected.items() <= _checksums(path.parent).items()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Of compiled code; the index beside it may grow."""
+    files = folder.glob("__pycache__/*.nbc")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

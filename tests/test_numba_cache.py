@@ -1,0 +1,184 @@
+"""Kernels on disk: found again, made by others meanwhile, broken, or not to be had; the answer stays right."""
+
+import errno
+import os
+import signal
+import sys
+import time
+import warnings
+from dataclasses import replace
+
+import numba
+import pytest
+import torch
+from ase.build import bulk
+from numba.core import caching
+from structures import copper
+from tiny import tiny_potential
+
+from ase_equivariant import EquivariantCalculator, inference
+from ase_equivariant.graph import from_atoms
+from ase_equivariant.inference import numba as backend
+from ase_equivariant.inference.numba import compile as compilation
+
+CPU = torch.device("cpu")
+TINY = {"num_bessel": 2, "radial_mlp": (2,), "l_max": 1, "hidden_irreps": "1x0e", "correlation": 1}
+
+
+@pytest.fixture(scope="module")
+def potential():
+    return tiny_potential("mace", **TINY)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty cache, and a backend that computes edge vectors and harmonics only: seconds to compile."""
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
+    lower = backend.lower
+    monkeypatch.setattr(backend, "lower", lambda *a, **k: replace(lower(*a, **k), stages=(), widths={}))
+    return tmp_path / "kernels"
+
+
+def start(potential):
+    """A backend as in a new process, and the edge vectors it sees."""
+    compilation._load.cache_clear()
+    made = backend.Numba(potential, CPU)
+    run = made._prepare(from_atoms(bulk("Cu"), potential.atomic_numbers, potential.cutoff), True, {})
+    made.geometry.forward(run, 0, 1)
+    return made, run.harmonics
+
+
+def compiled(folder, ending):
+    return sorted(folder.glob(f"*/__pycache__/*.{ending}"))
+
+
+def test_kernels_are_found_on_disk(potential, folder, caplog):
+    made, expected = start(potential)
+    assert made.geometry.strain.stats.cache_misses
+    assert "compiling kernels" in caplog.text
+    caplog.clear()
+    again, found = start(potential)
+    assert again.geometry.strain.stats.cache_hits
+    assert not again.geometry.strain.stats.cache_misses
+    assert caplog.text == ""
+    assert (found == expected).all()
+    assert abs(found).max() > 1.0
+
+
+def test_broken_code_is_compiled_anew(potential, folder, caplog):
+    _, expected = start(potential)
+    for file in compiled(folder, "nbc"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 255
+        file.write_bytes(data)
+    made, found = start(potential)
+    assert "compiled anew" in caplog.text
+    assert made.geometry.strain.stats.cache_misses
+    assert (found == expected).all()
+
+
+def test_a_source_that_was_tampered_with_is_written_anew(potential, folder):
+    start(potential)
+    (path,) = folder.glob("*/kernels.py")
+    text = path.read_text()
+    path.write_text(text.replace("1.0", "2.0"))
+    start(potential)
+    assert path.read_text() == text
+
+
+def test_a_broken_index_costs_one_warning_and_is_gone_afterwards(potential, folder):
+    _, expected = start(potential)
+    for file in compiled(folder, "nbi"):
+        file.write_bytes(file.read_bytes()[:20])
+    with pytest.warns(UserWarning, match="cache cannot be used") as caught:
+        _, found = start(potential)
+    assert len(caught) == 1
+    assert (found == expected).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made, _ = start(potential)
+    assert made.geometry.strain.stats.cache_misses
+    assert list(folder.glob("*/sealed.json"))
+
+
+def test_a_killed_compilation_leaves_nothing_that_harms(potential, folder):
+    child = os.fork()
+    if child == 0:
+        start(potential)
+        os._exit(0)
+    while not compiled(folder, "nbc"):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not list(folder.glob("*/sealed.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start(potential)
+    assert list(folder.glob("*/sealed.json"))
+
+
+def test_a_full_disk_costs_one_warning(potential, folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _, expected = start(potential)
+    compilation.shutil.rmtree(folder)
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    with pytest.warns(UserWarning, match="No space left") as caught:
+        _, found = start(potential)
+    assert len(caught) == 1
+    assert (found == expected).all()
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(potential, folder, tmp_path, monkeypatch):
+    _, expected = start(potential)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="ASE_EQUIVARIANT_CACHE names another folder") as caught:
+        _, found = start(potential)
+    assert len(caught) == 1
+    assert (found == expected).all()
+
+
+def _numba_is_missing(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("ase_equivariant.inference.numba")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+
+
+def _numba_is_too_old(monkeypatch):
+    def njit(**options):
+        raise TypeError(f"unknown option: {options}")
+
+    monkeypatch.setattr(numba, "njit", njit)
+
+
+@pytest.mark.parametrize("fault", [_numba_is_missing, _numba_is_too_old])
+def test_without_a_working_numba_another_backend_answers_with_one_warning(potential, folder, monkeypatch, fault):
+    monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
+    fault(monkeypatch)
+    with pytest.warns(UserWarning, match="backend 'numba'.*another backend is used instead") as caught:
+        calc = EquivariantCalculator(potential, device="cpu")
+    assert len(caught) == 1
+    assert calc.parameters["backend"] == "eager"
+    reference = EquivariantCalculator(potential, device="cpu", backend="eager")
+    assert (calc.get_forces(copper()) == reference.get_forces(copper())).all()
+
+
+def test_compiling_in_the_background_serves_the_next_calculator(potential, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
+    monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
+    with pytest.warns(UserWarning, match="compiled in the background.*another backend") as caught:
+        first = EquivariantCalculator(potential, device="cpu", background_compile=True)
+    assert len(caught) == 1
+    atoms = copper()
+    first.warm_up(atoms)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = EquivariantCalculator(potential, device="cpu", background_compile=True)
+    second.warm_up(atoms)
+    assert (first.parameters["backend"], second.parameters["backend"]) == ("eager", "numba")
+    assert first.calls == second.calls == 1
+    eager, fast = first.get_forces(atoms), second.get_forces(atoms)
+    assert abs(eager - fast).max() < 1e-4 * abs(eager).max()
+    assert second.calls == 1
