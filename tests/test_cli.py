@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, its exit codes, and one sentence for everything a user can put right."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from ase.io import read, write
 from ase.io.trajectory import TrajectoryWriter
 from tiny import tiny_potential
 
-from ase_equivariant import EquivariantCalculator, available_models, save_potential, zoo
+from ase_equivariant import EquivariantCalculator, available_models, inference, save_potential, zoo
 from ase_equivariant.cli.main import main
 from ase_equivariant.golden import golden_structures
 
@@ -63,7 +64,9 @@ def run(capsys):
     return runner
 
 
-@pytest.mark.parametrize("command", ["", "models", "info", "convert", "evaluate", "relax", "md", "train", "export"])
+@pytest.mark.parametrize(
+    "command", ["", "models", "info", "convert", "evaluate", "relax", "md", "benchmark", "train", "export"]
+)
 def test_help_imports_nothing_heavy(command):
     code = f"""
 import sys
@@ -237,6 +240,35 @@ def test_ctrl_c_ends_a_relaxation_and_tells_where_its_steps_are(run, model, sili
     assert "Interrupted" in out
     assert len(read(tmp_path / "out-relax.traj", ":")) == 3
     assert not (tmp_path / "out.xyz").exists()
+
+
+def test_benchmark_times_every_backend_on_the_user_s_structure(run, model, silicon, monkeypatch):
+    names = {name: inference.BACKENDS[name] for name in ("eager", "torchscript")}
+    monkeypatch.setattr(inference, "BACKENDS", names | {"absent": ("ase_equivariant.no_such_module", "Absent")})
+    code, out, _ = run("benchmark", model, silicon, "--steps", 2)
+    assert code == 0
+    assert "8 atoms, 128 edges" in " ".join(out.split())
+    assert "absent: backend 'absent' is not available" in out
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["torchscript"], ["eager"])]
+    assert [row[0] for row in rows] == ["torchscript", "eager"]
+    for row in rows:
+        step, neighbours, energy, forces, per_atom, ns_per_day = map(float, row[1:7])
+        assert step == pytest.approx(neighbours + energy + forces, abs=0.03)
+        assert per_atom == pytest.approx(1e3 * step / 8, rel=0.01)
+        assert ns_per_day == pytest.approx(86.4 / step, rel=0.05)
+
+
+def test_benchmark_takes_a_structure_of_the_model_and_prints_json(run, model, monkeypatch):
+    monkeypatch.setattr(inference, "BACKENDS", {name: inference.BACKENDS[name] for name in ("eager",)})
+    code, out, _ = run("benchmark", model, "--steps", 1, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["structure"] == "Si128"
+    assert found["dtype"] == "float32"
+    (timing,) = found["backends"]
+    assert (timing["backend"], timing["atoms"]) == ("eager", 128)
+    assert timing["memory"] > 1e5
+    assert timing["deviation"] == 0.0
 
 
 def test_evaluate_writes_results_of_all_frames_and_errors_against_labels(run, model, silicon, tmp_path):

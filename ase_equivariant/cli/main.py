@@ -14,6 +14,7 @@ import typer
 
 from ase_equivariant import __version__
 from ase_equivariant.cli.ablate import ablate
+from ase_equivariant.cli.benchmark import benchmark
 from ase_equivariant.cli.convert import convert
 from ase_equivariant.cli.evaluate import evaluate
 from ase_equivariant.cli.export import export
@@ -25,7 +26,7 @@ from ase_equivariant.cli.show import harmless
 from ase_equivariant.cli.train import train
 
 app = typer.Typer(name="ase-equivariant", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (models, info, convert, evaluate, relax, md, train, ablate, export):
+for command in (models, info, convert, evaluate, relax, md, benchmark, train, ablate, export):
     app.command()(command)
 
 

@@ -1,0 +1,87 @@
+"""`ase-equivariant benchmark`: what a step of a model costs on this machine, with every backend there is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ase_equivariant.cli import common
+from ase_equivariant.cli.show import console, progress, say, table
+
+if TYPE_CHECKING:
+    from ase_equivariant.calculator import EquivariantCalculator
+    from ase_equivariant.workflows.benchmark import Timing
+
+
+def benchmark(
+    model: common.ModelArgument,
+    file: Annotated[
+        str, typer.Argument(help="Structure in any format of ASE; by default one of the model's own.")
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps to take the median of.")] = 10,
+    timestep: Annotated[float, typer.Option(help="Of the dynamics whose ns/day are told, fs.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with seconds and bytes.")] = False,
+    head: common.Head = None,
+    dtype: common.Dtype = "float32",
+    device: common.Device = "auto",
+) -> None:
+    """Time energy, forces and stress with the available backends in turn; medians."""
+    from ase_equivariant.workflows.benchmark import benchmark as run
+    from ase_equivariant.workflows.benchmark import example
+
+    calculators, missing = _start(model, head, dtype, device)
+    *_, calc = calculators.values()
+    atoms = common.read_structure(file) if file else example(calc.potential)
+    if as_json:
+        facts = _facts(calc, atoms.get_chemical_formula())
+        typer.echo(json.dumps({**facts, "backends": [vars(timing) for timing in run(calculators, atoms, steps)]}))
+        return
+    with progress(steps, "benchmark") as update:
+        timings = run(calculators, atoms, steps, lambda done, _: update(done, "steps"))
+    _show(timings, timestep, _facts(calc, atoms.get_chemical_formula()))
+    for name, why in missing.items():
+        say(f"[bold]{name}[/]: {why}")
+
+
+def _start(model: str, head: str | None, dtype: str, device: str):
+    """Calculators by backend, the reference one at the end, and why others are missing."""
+    from ase.calculators.calculator import CalculatorSetupError
+
+    from ase_equivariant.inference import BACKENDS
+
+    calculators: dict[str, EquivariantCalculator] = {}
+    missing: dict[str, str] = {}
+    for name in sorted(BACKENDS, key=lambda name: name == "eager"):
+        try:
+            calculators[name] = common.make_calculator(model, head, dtype, device, name)
+        except CalculatorSetupError as error:
+            missing[name] = str(error)
+    return calculators, missing
+
+
+def _facts(calc: EquivariantCalculator, formula: str) -> dict[str, str | int]:
+    import torch
+
+    names = ("model", "device", "dtype")
+    return {"structure": formula, **{k: calc.parameters[k] for k in names}, "threads": torch.get_num_threads()}
+
+
+def _show(timings: list[Timing], timestep: float, facts: dict[str, str | int]) -> None:
+    columns = ["backend", "ms/step", "neighbours", "energy", "forces", "µs/atom", "ns/day", "memory", "deviation"]
+    rows = []
+    for timing in timings:
+        parts = (timing.step, timing.neighbors, timing.energy, timing.gradient)
+        rows.append(
+            [
+                timing.backend,
+                *(f"{1e3 * seconds:.2f}" for seconds in parts),
+                f"{1e6 * timing.step / timing.atoms:.1f}",
+                f"{timing.nanoseconds_per_day(timestep):.3g}",
+                f"{timing.memory / 2**20:.0f} MiB",
+                f"{1e3 * timing.deviation:.1g} meV/Å",
+            ]
+        )
+    title = f"{timings[0].atoms} atoms, {timings[0].edges} edges; " + ", ".join(f"{k} {v}" for k, v in facts.items())
+    console().print(table(columns, rows, title=title))
