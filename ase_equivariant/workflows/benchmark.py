@@ -79,7 +79,7 @@ def example(potential: Potential) -> Atoms:
     """A structure that the model knows: one of its golden structures, a crystal repeated until it is of some size."""
     records = potential.metadata.get("golden") or golden_probes(potential)
     record = max(records, key=lambda record: (sum(record["pbc"]), len(record["numbers"])))
-    atoms = Atoms(**{key: record[key] for key in ("numbers", "positions", "cell", "pbc")})
+    atoms = Atoms(**{key: record[key] for key in ("numbers", "positions", "cell", "pbc")}, info=record.get("info"))
     while atoms.pbc.any() and len(atoms) < DEFAULT_SIZE:
         shortest = min(np.flatnonzero(atoms.pbc), key=lambda axis: atoms.cell.lengths()[axis])
         atoms *= np.where(np.arange(3) == shortest, 2, 1)
@@ -90,7 +90,7 @@ def _graph_maker(calc: EquivariantCalculator, atoms: Atoms) -> Callable[[Atoms],
     potential, neighbors = calc.potential, VerletList(calc.potential.cutoff)
 
     def make(atoms: Atoms) -> object:
-        return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, neighbors)
+        return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, neighbors, attributes=potential.attributes)
 
     make(atoms)
     return make
