@@ -69,19 +69,17 @@ def _facts(calc: EquivariantCalculator, formula: str) -> dict[str, str | int]:
 
 
 def _show(timings: list[Timing], timestep: float, facts: dict[str, str | int]) -> None:
-    columns = ["backend", "ms/step", "neighbours", "energy", "forces", "µs/atom", "ns/day", "memory", "deviation"]
-    rows = []
-    for timing in timings:
-        parts = (timing.step, timing.neighbors, timing.energy, timing.gradient)
-        rows.append(
-            [
-                timing.backend,
-                *(f"{1e3 * seconds:.2f}" for seconds in parts),
-                f"{1e6 * timing.step / timing.atoms:.1f}",
-                f"{timing.nanoseconds_per_day(timestep):.3g}",
-                f"{timing.memory / 2**20:.0f} MiB",
-                f"{1e3 * timing.deviation:.1g} meV/Å",
-            ]
-        )
+    rows = {
+        "ms per step": [f"{1e3 * t.step:.2f}" for t in timings],
+        "  neighbours": [f"{1e3 * t.neighbors:.2f}" for t in timings],
+        "  energy": [f"{1e3 * t.energy:.2f}" for t in timings],
+        "  forces and stress": [f"{1e3 * t.gradient:.2f}" for t in timings],
+        "µs per atom": [f"{1e6 * t.step / t.atoms:.1f}" for t in timings],
+        f"ns per day at {timestep:g} fs": [f"{t.nanoseconds_per_day(timestep):.3g}" for t in timings],
+        "memory (MiB)": [f"{t.memory / 2**20:.1f}" for t in timings],
+        "largest deviation of a force (meV/Å)": [f"{1e3 * t.deviation:.1g}" for t in timings],
+    }
     title = f"{timings[0].atoms} atoms, {timings[0].edges} edges; " + ", ".join(f"{k} {v}" for k, v in facts.items())
-    console().print(table(columns, rows, title=title))
+    console().print(
+        table(["", *(t.backend for t in timings)], [[name, *cells] for name, cells in rows.items()], title=title)
+    )
