@@ -72,6 +72,7 @@ MODELS = {
         "use_embedding_readout": True,
     },
 }
+REFUSED = {"both parities": {"hidden_irreps": "2x0e+2x0o+2x1o+2x1e"}}
 BASE = {
     "class": "ScaleShiftMACE",
     "factor": 4.0,  # of the weights of linear maps
@@ -192,6 +193,8 @@ def main():
         tree = describe(model, factors)
         record["models"][name] = {"tree": tree, "results": [results(model, atoms) for atoms in STRUCTURES]}
         print(name, [np.abs(r["forces"]).max() for r in record["models"][name]["results"]], flush=True)
+    refused = {name: build(settings) for name, settings in REFUSED.items()}
+    record["refused"] = {name: describe(model, set_weights(model, 1.0)) for name, model in refused.items()}
     (Path(__file__).parent / "mace_blocks.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
 
 

@@ -147,6 +147,11 @@ def test_every_block_gives_the_numbers_of_mace_torch(name):
         assert abs(np.array(values["forces"])).max() > 0.001
 
 
+def test_features_of_both_parities_are_refused_by_their_irreps():
+    with pytest.raises(ForeignFileError, match=r"features 2x0e\+2x0o\+2x1o\+2x1e have irreps of both parities"):
+        import_mace(as_record(BLOCKS["refused"]["both parities"]))
+
+
 def as_record(tree):
     """What the reader makes of a module: weights are sines of their index, as make_mace_blocks.py sets them."""
     tensors = {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ase_equivariant.importers.compiled import as_modules
 from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.nequip import import_nequip
-from ase_equivariant.importers.nequip_checkpoint import checkpoint_records
+from ase_equivariant.importers.nequip_checkpoint import checkpoint_records, checkpoint_releases
+from ase_equivariant.importers.nequip_deployed import as_packaged
 from ase_equivariant.importers.nequix import START as NEQUIX
 from ase_equivariant.importers.nequix import import_nequix
 from ase_equivariant.importers.records import LEGACY, Content, read_content
@@ -34,11 +35,11 @@ def import_model(data: bytes) -> Potential:
 def _rebuild(content: Content) -> Potential:
     root = content.root
     if isinstance(root, dict):
-        return import_nequip(Content(checkpoint_records(root)))
+        return import_nequip(Content(checkpoint_records(root), notes=checkpoint_releases(root)))
     if not isinstance(root, Record):
         raise ForeignFileError(f"it holds a {type(root).__name__} instead of a model")
     if root.name.startswith("mace."):
         return import_mace(as_modules(root, content) if content.code else root)
     if "sole_model" in root.named_children() or root.name.startswith("nequip."):
-        return import_nequip(content)
+        return import_nequip(as_packaged(content))
     raise ForeignFileError(f"it holds {root.name}; known are the models of mace-torch and nequip")

@@ -16,12 +16,11 @@ from ase_equivariant.architectures.mace_layers import ATTENTION_WIDTHS
 from ase_equivariant.importers.mace_weights import (
     ACTIVATIONS,
     fill,
-    irreps,
     radial_layers,
     readout_activation,
     readout_width,
 )
-from ase_equivariant.importers.records import ForeignFileError, Record
+from ase_equivariant.importers.records import ForeignFileError, Record, irreps_of
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
 
@@ -125,7 +124,7 @@ def _check_parts(root: Record) -> None:
     interactions = root.get("interactions").children()
     varying = {
         "kinds of interactions": [block.name for block in interactions[1:]],
-        "edge_irreps": [str(irreps(block.get("linear_up.irreps_out"))) for block in interactions[1:]],
+        "edge_irreps": [str(irreps_of(block.get("linear_up.irreps_out"))) for block in interactions[1:]],
         "avg_num_neighbors": [b.get("avg_num_neighbors") for b in interactions if INTERACTIONS.get(b.name) in AVERAGED],
     }
     unknown += [f"{name} that change from layer to layer" for name, values in varying.items() if len(set(values)) > 1]
@@ -183,9 +182,12 @@ def _transform_settings(transform: Record, numbers: list[int]) -> dict[str, Any]
 
 def _layer_settings(root: Record) -> dict[str, Any]:
     interactions, products = root.get("interactions").children(), root.get("products").children()
-    hidden = irreps(products[0].get("linear.irreps_out"))
-    harmonics = irreps(root.get("spherical_harmonics.irreps_out"))
+    hidden = irreps_of(products[0].get("linear.irreps_out"))
+    harmonics = irreps_of(root.get("spherical_harmonics.irreps_out"))
     l_max = math.isqrt(harmonics.dim) - 1
+    parity = l_max == 0 or harmonics[1].ir.p == -1
+    if any(ir.p != (-1 if parity else 1) ** ir.l for _, ir in hidden):
+        raise ForeignFileError(f"its features {hidden} have irreps of both parities, which our MACE does not have")
     if [ir.l for _, ir in hidden] != sorted(ir.l for _, ir in hidden):
         raise ForeignFileError(f"its features {hidden} do not come in the order of l")
     kinds = [INTERACTIONS[block.name] for block in interactions]
@@ -213,7 +215,7 @@ def _layer_settings(root: Record) -> dict[str, Any]:
         "edge_irreps_first": _sent(interactions[0]),
         "edge_irreps": _sent(interactions[-1]) if len(interactions) > 1 else "",
         "agnostic_product": bool(root.get("use_agnostic_product", False)),
-        "parity": l_max == 0 or harmonics[1].ir.p == -1,
+        "parity": parity,
     }
 
 
@@ -222,7 +224,7 @@ _CONTRACTIONS = "symmetric_contractions.contractions"
 
 def _sent(interaction: Record) -> str:
     """Irreps along edges, where they are not those of the nodes."""
-    node, edge = irreps(interaction.get("linear_up.irreps_in")), irreps(interaction.get("linear_up.irreps_out"))
+    node, edge = irreps_of(interaction.get("linear_up.irreps_in")), irreps_of(interaction.get("linear_up.irreps_out"))
     return "" if node == edge else str(edge)
 
 

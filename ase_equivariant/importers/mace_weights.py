@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ase_equivariant.architectures.mace import MACE, MACEConfig
 from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
-from ase_equivariant.importers.records import ForeignFileError, Record
+from ase_equivariant.importers.couplings import coupling_sign
+from ase_equivariant.importers.records import ForeignFileError, Record, irreps_of
 from ase_equivariant.nn.attributes import AttributeEmbedding
-from ase_equivariant.nn.coupling import clebsch_gordan, symmetric_products
+from ase_equivariant.nn.coupling import symmetric_products
 from ase_equivariant.nn.gate import SIGMOID_GAIN
 from ase_equivariant.nn.linear import Linear, SpeciesLinear
 from ase_equivariant.nn.radial import SILU_GAIN, PairMLP
@@ -34,15 +35,7 @@ ACTIVATIONS = {
 }
 SIGMOID = ("torch.nn.functional.sigmoid", "torch.sigmoid", "torch.nn.modules.activation.Sigmoid")
 LAYER_NORM_EPSILON = 1e-5
-# l1 l2 l3 of odd sum, up to 4, whose coupling is minus ours
-ODD_NEGATIVE = ("212", "232", "243", "313", "324", "342", "414", "434")
-
-
-def irreps(value: Record | str) -> o3.Irreps:
-    """An e3nn `Irreps` in a file, which is text or a record."""
-    if isinstance(value, str):
-        return o3.Irreps(value)
-    return o3.Irreps([(mul, irrep.args[0]) for mul, irrep in (entry.args[0] for entry in value.args[0])])
+E3NN = "0.4.4"  # with which all models of mace-torch are made
 
 
 def radial_layers(interaction: Record) -> list[Tensor]:
@@ -67,7 +60,7 @@ def fill(ours: MACE, root: Record) -> None:
     parts = (root.get(name).children() for name in ("interactions", "products"))
     for layer, interaction, products in zip(ours.layers, *parts):
         basis = math.sqrt(config.cutoff**3 / 3.0) if config.radial_basis == "bessel" else 1.0
-        signs = _path_signs(irreps(interaction.get("linear_up.irreps_out")), config)
+        signs = _path_signs(irreps_of(interaction.get("linear_up.irreps_out")), config)
         _fill_linear(layer.linear_up, interaction.get("linear_up.weight"))
         if isinstance(layer, NonlinearLayer):
             _fill_nonlinear(layer, interaction, basis, signs)
@@ -198,26 +191,14 @@ def _check_activation(function: object, known: tuple[str, ...]) -> None:
 
 
 def _path_signs(sources: o3.Irreps, config: MACEConfig) -> Tensor:
-    """The sign that each path's coupling has in e3nn 0.4.4 relative to ours, one per channel of each path."""
+    """The sign that each path's coupling has relative to ours, one per channel of each path."""
     signs = []
     l_max = config.l_max
     for l3, (channels, ir), l2 in product(range(l_max + 1), sources, range(l_max + 1)):
         odd = (ir.l + l2 + l3) % 2 == 1
         if abs(ir.l - l2) <= l3 <= ir.l + l2 and not (odd and config.parity):
-            signs += [_odd_sign(ir.l, l2, l3) if odd else _even_sign(ir.l, l2, l3)] * channels
+            signs += [coupling_sign(ir.l, l2, l3, E3NN)] * channels
     return torch.tensor(signs, dtype=torch.float64)
-
-
-def _even_sign(l1: int, l2: int, l3: int) -> float:
-    theirs = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).numpy()
-    return float(np.sign((theirs * clebsch_gordan(l1, l2, l3)).sum()))
-
-
-def _odd_sign(l1: int, l2: int, l3: int) -> float:
-    """Releases of e3nn differ in these signs, and models are made with 0.4.4, whose signs are written out."""
-    if max(l1, l2, l3) > 4:
-        raise ForeignFileError("it couples l > 4 without parity, whose signs are not known")
-    return -1.0 if f"{l1}{l2}{l3}" in ODD_NEGATIVE else 1.0
 
 
 def _fill_contraction(output: torch.nn.Module, contraction: Record, config: MACEConfig) -> None:
@@ -279,7 +260,7 @@ def _fill_readout(readout: torch.nn.Module, theirs: Record, n_heads: int) -> Non
 
 def readout_width(readout: Record, n_heads: int) -> int:
     """Hidden units of a head."""
-    return irreps(readout.get("hidden_irreps")).dim // n_heads
+    return irreps_of(readout.get("hidden_irreps")).dim // n_heads
 
 
 def readout_activation(readout: Record) -> Record | None:

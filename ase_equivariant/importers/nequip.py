@@ -17,8 +17,8 @@ from e3nn import o3
 from torch import Tensor
 
 from ase_equivariant.architectures.nequip import NequIP, NequIPConfig
-from ase_equivariant.importers.nequip_layers import EVEN, Layer, channel_groups, dense_network, irreps_of, read_layer
-from ase_equivariant.importers.records import Content
+from ase_equivariant.importers.nequip_layers import EVEN, Layer, channel_groups, dense_network, read_layer
+from ase_equivariant.importers.records import Content, irreps_of
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
@@ -51,11 +51,15 @@ def import_nequip(content: Content) -> Potential:
     numbers = [_atomic_number(name) for name in names]
     order = torch.tensor(numbers).argsort()
     embedding = parts["type_embed"].get("embed_module.weight").double()[order]
+    seen = parts["type_embed"].get("one_hot")  # by self-connections, in releases before 0.7
+    seen = embedding if seen is None else seen[order]
     harmonics = irreps_of(parts["spharm"].get("irreps_edge_sh"))
     layers: list[Layer] = []
     for part in parts.values():
         if part.name.endswith(".ConvNetLayer"):
-            layers.append(read_layer(part, layers[-1] if layers else None, harmonics, embedding, content))
+            before = layers[-1] if layers else embedding.shape[1]
+            layers.append(read_layer(part, before, harmonics, seen, content))
+    releases = {name: said for name, said in content.notes.items() if name.endswith("_version") and said}
     architecture = NequIP(_config(parts, layers, embedding, harmonics, numbers))
     with torch.no_grad():
         _fill(architecture, parts, layers, embedding)
@@ -65,7 +69,7 @@ def import_nequip(content: Content) -> Potential:
         atomic_energies=torch.zeros(1, len(numbers)),
         scale=_table(parts, "scales", 1.0, len(numbers))[:, order],
         shift=_table(parts, "shifts", 0.0, len(numbers))[:, order],
-        metadata={"provenance": {"source_package": "nequip"}},
+        metadata={"provenance": {"source_package": "nequip", **releases}},
     )
 
 

@@ -77,12 +77,20 @@ def checkpoint_records(checkpoint: dict[str, Any]) -> Record:
         attributes[f"per_type_energy_scale_shift.{name}"] = torch.zeros(0)
     if arguments.get("pair_potential"):
         attributes["pair_potential.cutoff.p"] = arguments["pair_potential"].get("polynomial_cutoff_p", 6)
-    func = _tree(attributes | tensors)
-    return record("nequip.nn.graph_model.GraphModel", {"type_names": arguments["type_names"], "model": _wrap(func)})
+    return module_tree(attributes | tensors, arguments["type_names"])
 
 
-def _wrap(func: Record) -> Record:
-    return record("nequip.nn.grad_output.ForceStressOutput", {"func": func})
+def checkpoint_releases(checkpoint: dict[str, Any]) -> dict[str, str]:
+    """Releases of the packages that wrote a checkpoint, as far as it names them."""
+    hyper = checkpoint.get("hyper_parameters")
+    said = hyper.get("info_dict", {}).get("versions", {}) if isinstance(hyper, dict) else {}
+    return {f"{package}_version": str(release)[:50] for package, release in said.items()}
+
+
+def module_tree(values: dict[str, Any], type_names: list[str]) -> Record:
+    """A model of parts and their tensors by dotted path, as a package would hold it."""
+    output = record("nequip.nn.grad_output.ForceStressOutput", {"func": _tree(values)})
+    return record("nequip.nn.graph_model.GraphModel", {"type_names": type_names, "model": output})
 
 
 def _arguments(model: dict[str, Any]) -> dict[str, Any]:

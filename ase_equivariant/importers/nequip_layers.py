@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from e3nn import o3
 from torch import Tensor
 
 from ase_equivariant.importers.compiled import activation
-from ase_equivariant.importers.records import Content
+from ase_equivariant.importers.couplings import coupling_sign, sign_of
+from ase_equivariant.importers.records import Content, irreps_of
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
-from ase_equivariant.nn.coupling import clebsch_gordan
 from ase_equivariant.nn.gate import TANH_GAIN
 from ase_equivariant.nn.radial import SILU_GAIN
 
 Path = tuple[o3.Irrep, int, o3.Irrep]  # of a message: the sender's irrep, l of the harmonics, the receiver's irrep
 Group = tuple[o3.Irrep, o3.Irrep]  # channels before the gate: their irrep, and what they are or gate after it
+NEEDED = "0.5.6"  # e3nn, by nequip 0.7 and later, which need not say more
 EVEN, ODD = o3.Irrep("0e"), o3.Irrep("0o")
 # 1/√⟨f(x)²⟩ over the million normal x that e3nn draws, where a file does not say it
 DEFAULT_GAINS = {"silu": 1.6791767923989418, "tanh": 1.5937334472592695}
@@ -42,10 +42,14 @@ class Layer:
     gains: dict[o3.Irrep, float]
 
 
-def read_layer(part: Record, before: Layer | None, harmonics: o3.Irreps, embedding: Tensor, content: Content) -> Layer:
-    """Take apart one `ConvNetLayer`; `embedding` [n_species, features] is what the self-connection sees of an atom."""
-    irreps_in = before.irreps_out if before else o3.Irreps([(embedding.shape[1], EVEN)])
-    gains_in = before.gains if before else {}
+def read_layer(part: Record, before: Layer | int, harmonics: o3.Irreps, embedding: Tensor, content: Content) -> Layer:
+    """Take apart one `ConvNetLayer` that comes behind another, or behind so many scalars.
+
+    `embedding` [n_species, features] is what the self-connection sees of an atom.
+    """
+    first = isinstance(before, int)
+    irreps_in = o3.Irreps([(before, EVEN)]) if first else before.irreps_out
+    gains_in = {} if first else before.gains
     hidden = [
         (mul, ir) for mul, ir in irreps_of(part.get("feature_irreps_hidden")) if _reached(ir, irreps_in, harmonics)
     ]
@@ -60,7 +64,7 @@ def read_layer(part: Record, before: Layer | None, harmonics: o3.Irreps, embeddi
     ]
     *radial_hidden, last = dense_network(part.get("conv.edge_mlp.mlp"), "radial network")
     widths = [irreps_in.count(path[0]) for path in paths]
-    signs = [_sign(path, part) for path in paths]
+    signs = [_sign(path, part, content.notes.get("e3nn_version", NEEDED)) for path in paths]
     columns = [sign * block for sign, block in zip(signs, last.split(widths, 1))]
     scale = {group: silu if group[0].l > 0 else 1.0 for group in groups}  # what is gated takes the gate's gain
     return Layer(
@@ -81,13 +85,6 @@ def read_layer(part: Record, before: Layer | None, harmonics: o3.Irreps, embeddi
         },
         gains={EVEN: silu, ODD: tanh},
     )
-
-
-def irreps_of(value: Record | str | tuple) -> o3.Irreps:
-    """Irreps as text, as plain tuples of a compiled file, or as e3nn's pickled objects."""
-    if isinstance(value, Record):
-        value = [(mul, irrep.args[0]) for mul, irrep in (entry.args[0] for entry in value.args[0])]
-    return o3.Irreps(value)
 
 
 def dense_network(network: Record, name: str) -> list[Tensor]:
@@ -147,12 +144,11 @@ def _gate_gains(part: Record, irreps_out: o3.Irreps, content: Content) -> tuple[
     return found["silu"] / SILU_GAIN, found["tanh"] / TANH_GAIN
 
 
-def _sign(path: Path, part: Record) -> float:
-    """Their coupling and harmonics relative to ours; a file's own couplings first, since e3nn changed signs."""
-    a, edge, out = path[0].l, path[1], path[2].l
-    theirs = part.get(f"conv.tp_scatter.tp._compiled_main_left_right._w3j_{a}_{edge}_{out}")
-    theirs = o3.wigner_3j(a, edge, out, dtype=torch.float64) if theirs is None else theirs.double()
-    return (-1) ** edge * float(np.sign((theirs.numpy() * clebsch_gordan(a, edge, out)).sum()))
+def _sign(path: Path, part: Record, release: str | None) -> float:
+    """Their coupling and harmonics relative to ours; a file's own couplings first."""
+    degrees = path[0].l, path[1], path[2].l
+    theirs = part.get("conv.tp_scatter.tp._compiled_main_left_right._w3j_{}_{}_{}".format(*degrees))
+    return (-1) ** path[1] * (coupling_sign(*degrees, release) if theirs is None else sign_of(theirs, *degrees))
 
 
 def _pieces(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:

@@ -7,27 +7,36 @@ source code beside the pickle, which stays text. Everything is bounded by the si
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from e3nn import o3
 
 from ase_equivariant.importers.unpickling import ForeignFileError, Record, check_program, tensors_out, unpickle
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which torch.save began before zip files
-PACKAGED = "model/eager_model.pkl"  # what nequip-package names its model
+PACKAGED = "model/eager_model.pkl"  # what nequip-package names its model,
+METADATA = "model/package_metadata.txt"  # and what it says about it
+NOTES = [f"extra/{name}" for name in ("type_names", "nequip_version", "e3nn_version", "torch_version")]
+UNREAD = ".debug_pkl"  # what torch notes for debugging, which packs well
 MAX_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
 class Content:
-    """The object in a file and, where it is a compiled model, the text of its code by module, and its constants."""
+    """The object in a file and, where it is a compiled model, the text of its code by module, and its constants.
+
+    `notes` has releases of packages as "nequip_version", "e3nn_version" and so on, where the file names them.
+    """
 
     root: Any
     code: dict[str, str] = field(default_factory=dict)
     constants: tuple = ()
+    notes: dict[str, str] = field(default_factory=dict)  # what else the file says of itself, such as releases
 
 
 def read_records(data: bytes) -> Record:
@@ -60,7 +69,8 @@ def _read_zip(data: bytes) -> Content:
             "it was compiled to machine code (AOTInductor), which holds no weights that could be read, only a program "
             "that would have to be run; import the .nequip.zip or .ckpt it was made from"
         )
-    if sum(entry.file_size for entry in archive.infolist()) > min(MAX_BYTES, 2 * len(data)):
+    sizes = [entry.file_size for name, entry in entries.items() if not name.endswith(UNREAD)]
+    if sum(sizes) > min(MAX_BYTES, 2 * len(data)):
         raise ForeignFileError("it unpacks to far more than its size")
 
     def read(name: str) -> bytes:  # never more than the size that was added up above, whatever the stream holds
@@ -74,13 +84,29 @@ def _read_zip(data: bytes) -> Content:
         return unpickle(read(program), lambda key, *form: _tensor(read(pattern.format(key)), *form, key))
 
     if packaged:
-        return Content(load(PACKAGED, ".data/{}.storage"))
+        said = read(METADATA).decode() if METADATA in entries else ""
+        return Content(load(PACKAGED, ".data/{}.storage"), notes=_releases(said))
     files = [name for name in entries if name.startswith("code/") and name.endswith(".py")]
     return Content(
         load("data.pkl", "data/{}"),
         {name[len("code/") : -len(".py")].replace("/", "."): read(name).decode() for name in files},
         tuple(map(tensors_out, load("constants.pkl", "constants/{}"))) if files else (),
+        {name[len("extra/") :]: read(name).decode() for name in entries if name in NOTES},
     )
+
+
+def _releases(text: str) -> dict[str, str]:
+    """Releases of packages below `versions:` in the YAML that nequip-package writes."""
+    section = re.search(r"^versions:\n((?: +.*\n?)*)", text, re.MULTILINE)
+    found = re.findall(r"^ +(\w+): '?([\w.+-]+)", section[1], re.MULTILINE) if section else []
+    return {f"{package}_version": release for package, release in found}
+
+
+def irreps_of(value: Record | str | tuple) -> o3.Irreps:
+    """Irreps as text, as plain tuples of a compiled file, or as e3nn's pickled objects."""
+    if isinstance(value, Record):
+        value = [(mul, irrep.args[0]) for mul, irrep in (entry.args[0] for entry in value.args[0])]
+    return o3.Irreps(value)
 
 
 def _tensor(raw: bytes, dtype: torch.dtype, count: int, key: str | int) -> torch.Tensor:
