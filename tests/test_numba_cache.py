@@ -1,11 +1,13 @@
 """Kernels on disk: found again, made by others meanwhile, broken, or not to be had; the answer stays right."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numba
@@ -165,8 +167,13 @@ def test_without_a_working_numba_another_backend_answers_with_one_warning(potent
     assert (calc.get_forces(copper()) == reference.get_forces(copper())).all()
 
 
-def test_compiling_in_the_background_serves_the_next_calculator(potential, tmp_path, monkeypatch):
-    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path))
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+def test_compiling_in_the_background_serves_the_next_calculator(potential, cache, monkeypatch):
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(cache))
     monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
     with pytest.warns(UserWarning, match="compiled in the background.*another backend") as caught:
         first = EquivariantCalculator(potential, device="cpu", background_compile=True)
@@ -182,3 +189,31 @@ def test_compiling_in_the_background_serves_the_next_calculator(potential, tmp_p
     eager, fast = first.get_forces(atoms), second.get_forces(atoms)
     assert abs(eager - fast).max() < 1e-4 * abs(eager).max()
     assert second.calls == 1
+
+
+def test_a_spawned_process_computes_the_same_with_kernels_from_disk(potential, cache, monkeypatch):
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(cache))
+    calc, atoms = EquivariantCalculator(potential, device="cpu", backend="numba"), copper()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(EquivariantCalculator.get_forces, (calc, atoms))
+    assert calc.calls == 0
+    assert (found == calc.get_forces(atoms)).all()
+    assert calc.calls == 1
+    assert len(list(cache.glob("kernels/*/kernels.py"))) == len(list(cache.glob("kernels/*/sealed.json")))
+
+
+def test_calculators_are_made_and_used_in_two_threads(potential, cache, monkeypatch):
+    monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(cache))
+
+    def forces(seed):
+        calc, atoms = EquivariantCalculator(potential, device="cpu", backend="numba"), copper().repeat((3, 3, 2))
+        atoms.rattle(0.05, seed=seed)
+        return [calc.get_forces(atoms * (1, 1, n)) for n in (1, 2, 1)]
+
+    expected = [forces(seed) for seed in range(4)]
+    compilation._load.cache_clear()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(forces, range(4)))
+    for one, other in zip(found, expected, strict=True):
+        assert all((a == b).all() for a, b in zip(one, other, strict=True))
+    assert (expected[0][0] != expected[1][0]).any()
