@@ -1,9 +1,9 @@
-"""Twenty elemental crystals relaxed and compressed with a Nequix model, beside all-electron PBE.
+"""Twenty elements and ten compounds relaxed and compressed with a Nequix model, beside PBE.
 
-    python examples/nequix_solids.py nequix-mp-1.nqx [element ...]
+    python examples/nequix_solids.py nequix-mp-1.nqx [formula ...]
 
-PBE: WIEN2k equations of state of K. Lejaeghere et al., Crit. Rev. Solid State (2014), doi 10.1080/10408436.2013.772503,
-as ASE ships them in `ase.collections.dcdft`.
+Elements: WIEN2k, K. Lejaeghere et al., Crit. Rev. Solid State (2014), doi 10.1080/10408436.2013.772503, as ASE has it.
+Compounds: VASP, J. Harl et al., Phys. Rev. B 81, 115126 (2010), without bulk moduli.
 """
 
 import sys
@@ -18,11 +18,14 @@ from ase.units import GPa
 
 from ase_equivariant import EquivariantCalculator
 
-PER_CUBE = {"fcc": 4, "bcc": 2, "diamond": 8}  # atoms
+PER_CUBE = {"fcc": 4, "bcc": 2, "diamond": 8, "rocksalt": 8, "zincblende": 8}  # atoms
+ROCKSALT = {"LiF": 4.069, "LiCl": 5.149, "NaF": 4.707, "NaCl": 5.697, "MgO": 4.259}  # a in Å with PBE
+ZINCBLENDE = {"SiC": 4.378, "AlP": 5.501, "AlAs": 5.727, "GaP": 5.507, "GaAs": 5.749}
 STRUCTURES = {
     **dict.fromkeys(["Al", "Ca", "Ni", "Cu", "Sr", "Rh", "Pd", "Ag", "Ir", "Pt", "Au", "Pb"], "fcc"),
     **dict.fromkeys(["V", "Nb", "Mo", "Ta", "W"], "bcc"),
     **dict.fromkeys(["Si", "Ge", "Sn"], "diamond"),
+    **dict.fromkeys(ROCKSALT, "rocksalt") | dict.fromkeys(ZINCBLENDE, "zincblende"),
 }
 
 
@@ -39,18 +42,19 @@ def equation_of_state(relaxed, strains=(-0.02, -0.01, 0.0, 0.01, 0.02)) -> tuple
     return volume, modulus / GPa
 
 
-model, *elements = sys.argv[1:]
+model, *formulas = sys.argv[1:]
 calculator = EquivariantCalculator(model, dtype="float64")
-print("             a (Å)             B (GPa)\n          model    PBE       model   PBE")
+print("                   a (Å)             B (GPa)\n                model    PBE       model   PBE")
 errors = []
-for symbol in elements or STRUCTURES:
-    structure, pbe = STRUCTURES[symbol], dcdft.data[symbol]
-    expected = (PER_CUBE[structure] * pbe["wien2k_volume"]) ** (1 / 3)
-    atoms = bulk(symbol, structure, a=expected)
+for formula in formulas or STRUCTURES:
+    structure, element = STRUCTURES[formula], dcdft.data.get(formula)
+    expected = (ROCKSALT | ZINCBLENDE).get(formula) or (PER_CUBE[structure] * element["wien2k_volume"]) ** (1 / 3)
+    atoms = bulk(formula, structure, a=expected)
     atoms.calc = calculator
     BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.005, steps=50)
     volume, modulus = equation_of_state(atoms)
     a = (PER_CUBE[structure] * volume) ** (1 / 3)
     errors.append(a / expected - 1)
-    print(f"{symbol:2} {structure:7}{a:6.3f} {expected:6.3f}     {modulus:7.1f} {pbe['wien2k_B']:6.1f}", flush=True)
+    beside = f"{element['wien2k_B']:6.1f}" if element else "     -"
+    print(f"{f'{formula} {structure}':15}{a:6.3f} {expected:6.3f}     {modulus:7.1f} {beside}", flush=True)
 print(f"mean absolute error of a: {100 * np.abs(errors).mean():.2f} %")
