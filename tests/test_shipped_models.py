@@ -14,10 +14,10 @@ from ase import Atoms
 from ase.build import bulk
 
 from ase_equivariant import EquivariantCalculator, available_models, load_potential
-from ase_equivariant.calculator import TOLERANCES
 from ase_equivariant.checkpoint import read_header
 from ase_equivariant.cli.main import main
 from ase_equivariant.golden import verify_golden
+from ase_equivariant.inference.verified import TOLERANCES
 from ase_equivariant.workflows.md import MDSettings, run_md
 from ase_equivariant.zoo import resolve
 
