@@ -54,8 +54,8 @@ class Batch:
 def read_structures(paths: Sequence[Path], keys: Keys, loss: LossConfig) -> list[Structure]:
     """Read and check labelled structures.
 
-    Energy and forces must be there if they have a weight in the loss, but a single atom needs no forces; a stress may be
-    missing in some structures.
+    Energy and forces must be there if they have a weight in the loss, but a single atom needs no forces; a stress may
+    be missing in some structures.
     """
     structures = []
     for path in paths:
