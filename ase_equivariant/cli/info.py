@@ -95,8 +95,8 @@ def _species(exact: Potential) -> list[list[str]]:
 
 def _verified(potential: Potential) -> bool:
     """Whether the model in float64 reproduces its golden structures on this machine."""
-    from ase_equivariant.inference.verified import TOLERANCES
     from ase_equivariant.golden import verify_golden
+    from ase_equivariant.inference.verified import TOLERANCES
 
     errors, allowed = verify_golden(potential), TOLERANCES["float64"]
     units = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
