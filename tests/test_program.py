@@ -8,7 +8,8 @@ from tiny import tiny_potential
 from ase_equivariant import load_potential
 from ase_equivariant.inference.lower import lower
 from ase_equivariant.inference.program import CannotLowerError, Convolve, Embed, Linear
-from ase_equivariant.inference.radial import TOLERANCE, Network, interpolated
+from ase_equivariant.inference.radial import Basis, Network
+from ase_equivariant.inference.splines import TOLERANCE, interpolated
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ase_equivariant.inference.radial import Network, Table
+from ase_equivariant.inference.radial import Network
+from ase_equivariant.inference.splines import Table
 from ase_equivariant.nn.fused import Path
 
 
@@ -21,8 +22,18 @@ class CannotLowerError(ValueError):
     """A potential has a part that no stage stands for; the message names it."""
 
 
+class Stage:
+    """A stage adds to the value `target`, or to the energies where it is None."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The values that it is a function of."""
+        named = getattr(self, "source", None), getattr(self, "divisor", None)
+        return tuple(value for value in named if value is not None)
+
+
 @dataclass(frozen=True)
-class Embed:
+class Embed(Stage):
     """x_i += table[z_i]."""
 
     target: str
@@ -30,7 +41,7 @@ class Embed:
 
 
 @dataclass(frozen=True)
-class Convolve:
+class Convolve(Stage):
     """x_i += Σ_j Σ_paths R_path(r_ij) · C Y(r_ij) h_j, with h a value, or a table by the sender's species.
 
     Adjoint: the same sum over the reversed edges gives ∂E/∂h_j; each edge also gets ∂E/∂Y and, by R', ∂E/∂r.
@@ -54,7 +65,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Stage):
     """x_i,m += h_i,m W[z_i] for each irrep. Adjoint: the transposed matrices."""
 
     source: str
@@ -72,7 +83,7 @@ class Polynomial:
 
 
 @dataclass(frozen=True)
-class Contract:
+class Contract(Stage):
     """x_i,M += Σ_monomials c[z_i, M, monomial] Π h_i,component. Adjoint: the polynomials' own gradients."""
 
     source: str
@@ -82,7 +93,7 @@ class Contract:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Gate(Stage):
     """Even scalars SiLU(s), odd scalars tanh(s), others SiLU(g) · v, as in `nn.gate`. Adjoint: elementwise."""
 
     source: str
@@ -95,7 +106,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(Stage):
     """x_i += w h_i / √(ε + ⟨h_i²⟩), mean over channels and components, then over irreps, as in `nn.norm`."""
 
     source: str
@@ -106,15 +117,39 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Readout:
-    """ε_i += w · h_i, or w · SiLU(W h_i) where there is a hidden layer; one row per head."""
+class Divide(Stage):
+    """x_i += h_i / (α + β ρ_i), ρ of one column. Adjoint: the same division, and -β g_i · h_i / (α + β ρ_i)² for ρ."""
 
     source: str
-    weights: np.ndarray  # [n_heads, channels or hidden]
-    hidden: np.ndarray | None  # [n_heads, channels, hidden]
+    divisor: str  # ρ
+    target: str
+    alpha: float
+    beta: float
 
 
-Stage = Embed | Convolve | Linear | Contract | Gate | Norm | Readout
+@dataclass(frozen=True)
+class Readout(Stage):
+    """ε_i += w · h_i + c, with h_i through hidden layers before, h ↦ activation(W h + b); one row per head."""
+
+    source: str
+    hidden: tuple[tuple[np.ndarray, np.ndarray], ...]  # W [n_heads, n_in, n_out] and b [n_heads, n_out]
+    weights: np.ndarray  # [n_heads, n_out of the last]
+    bias: np.ndarray  # [n_heads]
+    activation: str  # "silu", "tanh" or "abs"
+    target = None
+
+
+@dataclass(frozen=True)
+class Repel(Stage):
+    """ε_i += Σ_j s/r φ(r/a) f(r/b) with s, a and b by the pair's species, as in `nn.pair_repulsion`."""
+
+    strengths: np.ndarray  # [n_species, n_species] eV Å
+    widths: np.ndarray  # [n_species, n_species] Å
+    ends: np.ndarray  # [n_species, n_species] Å
+    terms: tuple[tuple[float, float], ...]  # φ(x) = Σ c exp(-d x)
+    power: int
+    scaled: bool  # multiplied by the potential's scale, as all else
+    target = None
 
 
 @dataclass(frozen=True)
@@ -130,70 +165,3 @@ class Program:
     widths: dict[str, int]
     harmonics: tuple[np.ndarray, ...]
     radial_error: float
-
-
-def folded(program: Program) -> Program:
-    """The same function with fewer stages: linear maps of what depends on species alone, and of linear maps."""
-    stages, count = list(program.stages), None
-    while count != len(stages):
-        count = len(stages)
-        stages = _without_dead(_compose(_spread_embeddings(stages)))
-    used = {s.target for s in stages if not isinstance(s, Readout)}
-    return Program(
-        tuple(stages), {k: w for k, w in program.widths.items() if k in used}, program.harmonics, program.radial_error
-    )
-
-
-def _writers(stages: list[Stage], value: str | None) -> list[Stage]:
-    return [s for s in stages if not isinstance(s, Readout) and s.target == value]
-
-
-def _readers(stages: list[Stage], value: str) -> list[Stage]:
-    return [s for s in stages if not isinstance(s, Embed) and s.source == value]
-
-
-def _spread_embeddings(stages: list[Stage]) -> list[Stage]:
-    """A linear map of an embedding is an embedding; a convolution reads it as a table."""
-    out = []
-    for stage in stages:
-        writers = _writers(stages, stage.source) if isinstance(stage, Linear | Convolve) else []
-        if len(writers) != 1 or not isinstance(writers[0], Embed):
-            out.append(stage)
-        elif isinstance(stage, Convolve):
-            out.append(Convolve(None, writers[0].table, stage.target, stage.paths, stage.radial))
-        else:
-            width = max(m.start_out + m.dim * m.weights.shape[2] for m in stage.maps)
-            out.append(Embed(stage.target, _apply(stage.maps, writers[0].table, width)))
-    return out
-
-
-def _apply(maps: tuple[Map, ...], table: np.ndarray, width: int) -> np.ndarray:
-    """Rows of a table, one per species, through a linear stage."""
-    out = np.zeros((len(table), width))
-    for m in maps:
-        _, n_in, n_out = m.weights.shape
-        block = table[:, m.start_in : m.start_in + m.dim * n_in].reshape(-1, m.dim, n_in)
-        out[:, m.start_out : m.start_out + m.dim * n_out] += (block @ m.weights).reshape(len(table), -1)
-    return out
-
-
-def _compose(stages: list[Stage]) -> list[Stage]:
-    """One linear map in place of two, where the first's result has no other use."""
-    for second in stages:
-        if not isinstance(second, Linear) or _readers(stages, second.source) != [second]:
-            continue
-        first = _writers(stages, second.source)
-        if len(first) == 1 and isinstance(first[0], Linear):
-            maps = tuple(
-                Map(a.dim, a.start_in, b.start_out, a.weights @ b.weights)
-                for b in second.maps
-                for a in first[0].maps
-                if a.start_out == b.start_in
-            )
-            merged = Linear(first[0].source, second.target, maps)
-            return [merged if s is second else s for s in stages if s is not first[0]]
-    return stages
-
-
-def _without_dead(stages: list[Stage]) -> list[Stage]:
-    return [s for s in stages if isinstance(s, Readout) or _readers(stages, s.target)]

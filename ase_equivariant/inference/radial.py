@@ -1,125 +1,136 @@
-"""Radial functions of a program: the network itself, or a spline through it.
+"""Radial functions of a program: networks of the distance, with their slopes.
 
-The spline is of degree five, with evenly spaced knots from zero to the cutoff: four times continuously differentiable,
-so a potential made of it conserves energy as well as the network's. Its coefficients are one row per knot.
+    R(r) = MLP(e_1(x) f(r) … e_N(x) f(r))        or  f(r) MLP(e_1(x) … e_N(x))
+
+with e the basis, f the envelope and x the transformed distance, r itself where there is no transform; as in `nn.radial`
+and `nn.transforms`. Edges whose radial functions are the same, and a table of them as well, are of one kind.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-DEGREE = 5
-INTERVALS = (128, 256, 512, 1024, 2048)  # the first that reaches the tolerance is taken
-TOLERANCE = 1e-6  # of values and slopes, relative to the largest of each
 _NEAR = 1e-6  # Å; stands for zero, where Bessel functions are a limit
+
+Pair = tuple[np.ndarray, np.ndarray]  # values and slopes
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The functions e_n(x) and the envelope f(r)."""
+
+    kind: str  # "bessel", "gaussian" or "chebyshev"
+    cutoff: float  # Å
+    power: int
+    frequencies: np.ndarray  # [num_bessel] 1/Å, of Bessel functions
+    enveloped: bool  # whether the envelope multiplies the basis, or the network's result
+
+    @property
+    def count(self) -> int:
+        return len(self.frequencies)
+
+    @property
+    def spacing(self) -> float:
+        """Of the Gaussians, Å."""
+        return self.cutoff / max(self.count - 1, 1)
+
+    def functions(self, x: np.ndarray) -> Pair:
+        """[n, num_bessel] each."""
+        x = x[:, None]
+        if self.kind == "bessel":
+            gain, phase = np.sqrt(2.0 / 3.0) * self.cutoff, x * self.frequencies
+            values = gain * np.sin(phase) / x
+            return values, (gain * self.frequencies * np.cos(phase) - values) / x
+        if self.kind == "gaussian":
+            z = x / self.spacing - np.arange(self.count)
+            values = np.exp(-0.5 * z * z)
+            return values, -z * values / self.spacing
+        values, slopes = [np.ones_like(x), x], [np.zeros_like(x), np.ones_like(x)]
+        for _ in range(self.count - 1):
+            slopes.append(2.0 * values[-1] + 2.0 * x * slopes[-1] - slopes[-2])
+            values.append(2.0 * x * values[-1] - values[-2])
+        return np.hstack(values[1:]), np.hstack(slopes[1:])
+
+    def envelope(self, r: np.ndarray) -> Pair:
+        """[n, 1] each."""
+        p, x = float(self.power), r[:, None] / self.cutoff
+        a, b, c = (p + 1.0) * (p + 2.0) / 2.0, p * (p + 2.0), p * (p + 1.0) / 2.0
+        values = (1.0 - x**p * (a - x * (b - x * c))) * (x < 1.0)
+        return values, -(x ** (p - 1.0)) * (a * p - x * (b * (p + 1.0) - x * c * (p + 2.0))) / self.cutoff * (x < 1.0)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """x(r), by the sizes of the two atoms."""
+
+    kind: str  # "agnesi", "soft" or "soft_shift"
+    constants: tuple[float, ...]
+    sizes: np.ndarray  # [kinds] Å
+
+    def __call__(self, r: np.ndarray, kind: int) -> Pair:
+        """[n] each."""
+        size, c = self.sizes[kind], self.constants
+        if self.kind == "agnesi":
+            a, q, p = c
+            x = r / size
+            lower = x ** (p - q) + 1.0
+            ratio = a * x**p / lower
+            slope = ratio * (p - (p - q) * (lower - 1.0) / lower) / r
+            return 1.0 / (1.0 + ratio), -slope / (1.0 + ratio) ** 2
+        if self.kind == "soft":
+            near, far = 1.5 * size, 8.0 / 3.0 * size
+            steepness = c[0] / (far - near)
+            step = np.tanh(steepness * (r - 0.5 * (near + far)))
+            return near + 0.5 * (r - near) * (1.0 + step), (
+                0.5 * (1.0 + step) + 0.5 * (r - near) * steepness * (1.0 - step * step)
+            )
+        x = 2.0 * r / size
+        step = np.tanh(x + c[0] * x ** c[1])
+        return r + 0.5 - 0.5 * step, 1.0 - (1.0 - step * step) * (1.0 + c[0] * c[1] * x ** (c[1] - 1.0)) / size
 
 
 @dataclass(frozen=True)
 class Network:
-    """Bessel functions times the envelope, then layers without bias, SiLU between them.
+    """Layers without bias, SiLU between them; with `counts`, tanh(v²) of the result v."""
 
-    `kinds` 1 serves all edges; otherwise there is one network per species of the sender.
-    """
-
-    cutoff: float
-    power: int
-    frequencies: np.ndarray  # [num_bessel] 1/Å
-    layers: tuple[np.ndarray, ...]  # each [kinds, n_in, n_out], normalisation and gains included
-
-    @property
-    def kinds(self) -> int:
-        return len(self.layers[0])
+    basis: Basis
+    transform: Transform | None
+    layers: tuple[np.ndarray, ...]  # each [1 or kinds, n_in, n_out], normalisation and gains included
+    kinds: np.ndarray  # [n_species, n_species] kind of an edge, by the species of its receiver and of its sender
+    counts: bool = False
 
     @property
     def num_weights(self) -> int:
         return self.layers[-1].shape[2]
 
-    def evaluate(self, lengths: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, lengths: np.ndarray, kind: int) -> Pair:
         """Values and slopes, [n, num_weights] each."""
-        values, slopes = self._basis(np.maximum(lengths, _NEAR)[:, None])
+        lengths = np.maximum(lengths, _NEAR)
+        envelope = self.basis.envelope(lengths)
+        values, slopes = self._inputs(lengths, kind)
+        if self.basis.enveloped:
+            values, slopes = _product((values, slopes), envelope)
         for i, layer in enumerate(self.layers):
             if i > 0:
                 gate = 1.0 / (1.0 + np.exp(-values))
                 slopes = slopes * gate * (1.0 + values * (1.0 - gate))
                 values = values * gate
-            values, slopes = values @ layer[kind], slopes @ layer[kind]
-        return values, slopes
+            weights = layer[kind % len(layer)]
+            values, slopes = values @ weights, slopes @ weights
+        if self.counts:
+            slopes, values = 2.0 * values * slopes, np.tanh(values * values)
+            slopes = slopes * (1.0 - values * values)
+        return (values, slopes) if self.basis.enveloped else _product((values, slopes), envelope)
 
-    def _basis(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        p, x, phase = float(self.power), r / self.cutoff, r * self.frequencies
-        a, b, c = (p + 1.0) * (p + 2.0) / 2.0, p * (p + 2.0), p * (p + 1.0) / 2.0
-        envelope = (1.0 - x**p * (a - x * (b - x * c))) * (x < 1.0)
-        slope = -(x ** (p - 1.0)) * (a * p - x * (b * (p + 1.0) - x * c * (p + 2.0))) / self.cutoff * (x < 1.0)
-        gain = np.sqrt(2.0 / 3.0) * self.cutoff
-        values = gain * np.sin(phase) * envelope / r
-        return values, gain * (self.frequencies * np.cos(phase) * envelope + np.sin(phase) * slope) / r - values / r
-
-
-@dataclass(frozen=True)
-class Table:
-    """The spline: at length r = (i + t) spacing it is Σ_a B_a(t) coefficients[kind, i + a]."""
-
-    spacing: float
-    coefficients: np.ndarray  # [kinds, n_intervals + DEGREE, num_weights]
-
-    @property
-    def kinds(self) -> int:
-        return len(self.coefficients)
-
-    @property
-    def num_weights(self) -> int:
-        return self.coefficients.shape[2]
-
-    def evaluate(self, lengths: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values and slopes, [n, num_weights] each."""
-        first, *weights = _weights(lengths / self.spacing, self.coefficients.shape[1] - DEGREE)
-        rows = [self.coefficients[kind, first + a] for a in range(DEGREE + 1)]
-        values, slopes = (sum(w[:, None] * row for w, row in zip(ws, rows, strict=True)) for ws in weights)
-        return values, slopes / self.spacing
+    def _inputs(self, lengths: np.ndarray, kind: int) -> Pair:
+        if self.transform is None:
+            return self.basis.functions(lengths)
+        x, stretch = self.transform(lengths, kind)
+        values, slopes = self.basis.functions(x)
+        return values, slopes * stretch[:, None]
 
 
-def interpolated(network: Network) -> tuple[Table | Network, float]:
-    """The smallest table that is good enough, and its error; the network itself and zero where none is."""
-    for n_intervals in INTERVALS:
-        table = _fit(network, n_intervals)
-        error = _error(network, table, n_intervals)
-        if error < TOLERANCE:
-            return table, error
-    return network, 0.0
-
-
-def _fit(network: Network, n_intervals: int) -> Table:
-    knots = np.arange(n_intervals + 1.0)
-    # as many conditions as coefficients: two more points at either end
-    sites = np.sort(np.concatenate([knots, knots[:2] + 0.5, knots[-2:] - 0.5]))
-    spacing = network.cutoff / n_intervals
-    first, weights, _ = _weights(sites, n_intervals)
-    matrix = np.zeros((len(sites), len(sites)))
-    np.put_along_axis(matrix, first[:, None] + np.arange(DEGREE + 1), np.stack(weights, 1), 1)
-    values = [network.evaluate(sites * spacing, kind)[0] for kind in range(network.kinds)]
-    return Table(spacing, np.stack([np.linalg.solve(matrix, v) for v in values]))
-
-
-def _error(network: Network, table: Table, n_intervals: int) -> float:
-    """Largest error between the knots, of values and slopes, relative to the largest value and slope."""
-    lengths = (np.arange(4 * n_intervals) + 0.5) / 4.0 * table.spacing
-    worst = 0.0
-    for kind in range(network.kinds):
-        for found, exact in zip(table.evaluate(lengths, kind), network.evaluate(lengths, kind), strict=True):
-            worst = max(worst, float(np.abs(found - exact).max() / np.abs(exact).max()))
-    return worst
-
-
-def _weights(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """First coefficient of each x, in units of the spacing, and the DEGREE + 1 weights of values and of slopes."""
-    first = np.minimum(x.astype(int), n_intervals - 1)
-    t = x - first
-    weights = [np.ones_like(t)]
-    for d in range(1, DEGREE + 1):
-        lower, weights = [np.zeros_like(t), *weights, np.zeros_like(t)], []
-        for j in range(d + 1):
-            weights.append(((t + d - j) * lower[j] + (j + 1 - t) * lower[j + 1]) / d)
-    return first, weights, [a - b for a, b in pairwise(lower)]
+def _product(a: Pair, b: Pair) -> Pair:
+    return a[0] * b[0], a[1] * b[0] + a[0] * b[1]

@@ -19,9 +19,22 @@ from ase_equivariant.inference.numba.contract import ContractKernel
 from ase_equivariant.inference.numba.convolve import ConvolveKernel
 from ase_equivariant.inference.numba.geometry import HIGHEST, GeometryKernel
 from ase_equivariant.inference.numba.linear import EmbedKernel, LinearKernel
-from ase_equivariant.inference.numba.pointwise import GateKernel, NormKernel, ReadoutKernel
+from ase_equivariant.inference.numba.pointwise import DivideKernel, GateKernel, NormKernel
+from ase_equivariant.inference.numba.readout import ReadoutKernel
+from ase_equivariant.inference.numba.repel import RepelKernel
 from ase_equivariant.inference.numba.run import Run
-from ase_equivariant.inference.program import CannotLowerError, Contract, Convolve, Embed, Gate, Linear, Norm, Readout
+from ase_equivariant.inference.program import (
+    CannotLowerError,
+    Contract,
+    Convolve,
+    Divide,
+    Embed,
+    Gate,
+    Linear,
+    Norm,
+    Readout,
+    Repel,
+)
 from ase_equivariant.nn.threads import run_blocks
 from ase_equivariant.potential import Potential
 
@@ -32,7 +45,9 @@ KERNELS = {
     Contract: ContractKernel,
     Gate: GateKernel,
     Norm: NormKernel,
+    Divide: DivideKernel,
     Readout: ReadoutKernel,
+    Repel: RepelKernel,
 }
 DTYPES = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
 SMALL, LARGE = 48, 64  # atoms: up to SMALL they are one block, and no block has more than LARGE
@@ -93,7 +108,7 @@ class Numba:
         self._spare.append(arrays)
         potential, heads = self.potential, graph.heads[graph.batch]
         constants = (potential.atomic_energies + potential.shift)[heads, graph.species]
-        node_energies = constants + potential.scale[heads, graph.species] * torch.from_numpy(run.energies)
+        node_energies = constants + torch.from_numpy(run.energies)
         energy = node_energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, node_energies)
         if not forces:
             return Prediction(energy, node_energies)
@@ -103,7 +118,7 @@ class Numba:
         """Steps that a block of atoms may take without waiting for the others, one list after the other."""
         phases, written, reached = [[]], set(), set()
         for stage in self.stages:
-            if isinstance(stage, ConvolveKernel) and stage.source:
+            if isinstance(stage, ConvolveKernel) and stage.reads:
                 phases.append([])
             if stage.target and stage.target not in written:
                 written.add(stage.target)
@@ -112,16 +127,15 @@ class Numba:
         for stage in reversed(self.stages) if forces else ():
             if isinstance(stage, ConvolveKernel):
                 phases.append([])
-            if stage.source and stage.source not in reached:
-                reached.add(stage.source)
-                phases[-1].append(_clear("gradients", stage.source))
+            phases[-1] += [_clear("gradients", value) for value in stage.reads if value not in reached]
+            reached.update(stage.reads)
             phases[-1].append(stage.backward)
         return phases
 
     def _prepare(self, graph: Graph, forces: bool, arrays: dict[str, np.ndarray]) -> Run:
         n, e, real = graph.n_nodes, graph.n_edges, self.dtype
         species, heads = graph.species.numpy(), graph.heads[graph.batch]
-        receivers = graph.receivers.numpy()
+        receivers, present = graph.receivers.numpy(), np.flatnonzero(np.bincount(species))
         cell = graph.cell[graph.batch[graph.receivers]] if graph.n_graphs > 1 else graph.cell
         offsets = sum(graph.shifts[:, i : i + 1] * cell[:, i] for i in range(3))
         block_of = np.repeat(np.arange(len(_blocks(n))), [b - a for a, b in _blocks(n)])
@@ -133,7 +147,7 @@ class Numba:
             rows=np.arange(n),
             zeros=np.zeros(n, np.int64),
             order=np.lexsort((species, block_of)),
-            seeds=self.potential.scale[heads, graph.species].numpy().astype(real),
+            scales=self.potential.scale[heads, graph.species].numpy(),
             energies=np.zeros(n),
             values={name: _reuse(arrays, name, (n, width), real) for name, width in widths},
             gradients={name: _reuse(arrays, f"gradient of {name}", (n, width), real) for name, width in kept},
@@ -144,8 +158,9 @@ class Numba:
             lengths=np.empty(e),
             vectors=np.empty((e, 3)),
             harmonics=np.empty((e, size), real),
+            radial={s: s.radial.arrays(present) for s in self.stages if isinstance(s, ConvolveKernel)},
             harmonics_gradient=np.zeros((e * forces, size), real),
-            lengths_gradient=np.zeros(e * forces, real),
+            lengths_gradient=np.zeros(e * forces),
             vectors_gradient=np.empty((e * forces, 3)),
         )
 

@@ -21,7 +21,7 @@ class ContractKernel:
     """Kernel of a `Contract`."""
 
     def __init__(self, stage: Contract, compiler: Compiler):
-        self.source, self.target = stage.source, stage.target
+        self.reads, self.source, self.target = stage.reads, stage.source, stage.target
         self.shared = len(stage.polynomials[0].coefficients) == 1
         self.parts = []
         for polynomial in stage.polynomials:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ase_equivariant.inference.numba.compile import Compiler
-from ase_equivariant.inference.numba.radial import source_and_parameters
+from ase_equivariant.inference.numba.radial import radial_functions
 from ase_equivariant.inference.numba.run import Run
 from ase_equivariant.inference.program import Convolve
 from ase_equivariant.nn.fused import Path
@@ -22,32 +22,26 @@ class ConvolveKernel:
     """Kernel of a `Convolve`."""
 
     def __init__(self, stage: Convolve, compiler: Compiler):
-        self.source, self.target = stage.source, stage.target
-        self.by_sender = stage.radial.kinds > 1
-        radial, self.parameters = source_and_parameters(stage.radial, compiler.dtype)
+        self.reads, self.source, self.target = stage.reads, stage.source, stage.target
+        self.radial = radial_functions(stage.radial, compiler.dtype)
         self.table = None if stage.table is None else stage.table.astype(compiler.dtype)
         weights = stage.radial.num_weights
         kernels = compiler(
-            radial + _forward(stage.paths, weights) + _backward(stage.paths, weights, bool(stage.source))
+            self.radial.source + _forward(stage.paths, weights) + _backward(stage.paths, weights, bool(stage.source))
         )
         self._forward, self._backward = kernels["forward"], kernels["backward"]
 
-    def _sent(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
-        """What atoms send, and the row of each atom in it."""
-        return (run.values[self.source], run.rows) if self.table is None else (self.table, run.species)
-
-    def _kinds(self, run: Run) -> np.ndarray:
-        return run.species if self.by_sender else run.zeros
+    def _arrays(self, run: Run) -> tuple[np.ndarray, ...]:
+        """Edges, what atoms send and the row of each atom in it, radial functions."""
+        sent = (run.values[self.source], run.rows) if self.table is None else (self.table, run.species)
+        return run.first, run.senders, run.species, run.lengths, run.harmonics, *sent, *run.radial[self]
 
     def forward(self, run: Run, a: int, b: int) -> None:
-        edges = run.first, run.senders, self._kinds(run), run.lengths, run.harmonics
-        self._forward(a, b, *edges, *self._sent(run), *self.parameters, run.values[self.target])
+        self._forward(a, b, *self._arrays(run), run.values[self.target])
 
     def backward(self, run: Run, a: int, b: int) -> None:
-        edges = run.first, run.senders, self._kinds(run), run.lengths, run.harmonics
         gradients = run.gradients[self.target], run.gradients[self.source or self.target]
-        slopes = run.harmonics_gradient, run.lengths_gradient
-        self._backward(a, b, *edges, *self._sent(run), *self.parameters, *gradients, *slopes)
+        self._backward(a, b, *self._arrays(run), *gradients, run.harmonics_gradient, run.lengths_gradient)
 
 
 def _couplings(path: Path, sign: float) -> dict[tuple[int, int], list[tuple[float, int]]]:
@@ -62,16 +56,16 @@ def _forward(paths: tuple[Path, ...], weights: int) -> str:
     edges = range(EDGES)
     lines = [
         "@summing",
-        "def forward(a, b, first, senders, kinds, lengths, y, h, rows, table, frequencies, out):",
+        "def forward(a, b, first, senders, species, lengths, y, h, rows, kinds, table, constants, out):",
         f"    R, D = np.empty(({EDGES}, {weights}), real), np.empty({weights}, real)",
         f"    {', '.join(f'r{q}' for q in edges)} = {', '.join(f'R[{q}]' for q in edges)}",
         "    for n in range(a, b):",
-        "        o, end = out[n], first[n + 1]",
+        "        o, end, kind = out[n], first[n + 1], kinds[species[n]]",
         f"        for start in range(first[n], end, {EDGES}):",
         f"            stop = min(start + {EDGES}, end)",
         "            R[stop - start :] = real(0.0)",
         "            for e in range(start, stop):",
-        "                values_only(lengths[e], kinds[senders[e]], table, frequencies, R[e - start], D, 0)",
+        "                values_only(lengths[e], kind[species[senders[e]]], table, constants, R[e - start], D, 0)",
     ]
     for q in edges:  # beyond the last edge, the last with weights of zero
         lines.append(f"            e{q} = min(start + {q}, end - 1)")
@@ -112,13 +106,13 @@ def _forward_path(path: Path, edges: list[str]) -> list[str]:
 def _backward(paths: tuple[Path, ...], weights: int, sends: bool) -> str:
     lines = [
         "@summing",
-        "def backward(a, b, first, senders, kinds, lengths, y, h, rows, table, frequencies, g, dh, dy, dr):",
+        "def backward(a, b, first, senders, species, lengths, y, h, rows, kinds, table, constants, g, dh, dy, dr):",
         f"    R, D = np.empty({weights}, real), np.empty({weights}, real)",
         "    for n in range(a, b):",
         "        hj, o = h[rows[n]], dh[n]",
         "        for e in range(first[n], first[n + 1]):",
         "            gi, ye, dye, slope = g[senders[e]], y[e], dy[e], real(0.0)",
-        "            radial(lengths[e], kinds[n], table, frequencies, R, D, 0)",
+        "            radial(lengths[e], kinds[species[senders[e]], species[n]], table, constants, R, D, 0)",
     ]
     for path in paths:
         lines += [f"            {line}" for line in _backward_path(path, sends)]

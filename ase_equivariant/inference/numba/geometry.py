@@ -33,7 +33,7 @@ def strain(a, b, first, vectors, gradients, out):
 class GeometryKernel:
     """Edge vectors, lengths and harmonics of positions, and the gradients of edge vectors."""
 
-    source = target = None
+    reads, target = (), None
 
     def __init__(self, harmonics: tuple[np.ndarray, ...], compiler: Compiler):
         kernels = compiler(_forward(harmonics) + _backward(harmonics) + FORCES)
@@ -112,7 +112,6 @@ def _backward(harmonics: tuple[np.ndarray, ...]) -> str:
                 lines.append(f"        g{'xyz'[axis]} += {float(monomial.count(axis))} * q * {_product(tuple(rest))}")
     lines += [
         "        along = gx * px + gy * py + gz * pz",
-        "        dr = np.float64(drs[e])",
-        *(f"        o[{i}] = (g{x} - along * p{x}) / r + dr * p{x}" for i, x in enumerate("xyz")),
+        *(f"        o[{i}] = (g{x} - along * p{x}) / r + drs[e] * p{x}" for i, x in enumerate("xyz")),
     ]
     return "\n".join(lines) + "\n"

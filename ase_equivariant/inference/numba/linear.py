@@ -58,7 +58,7 @@ class LinearKernel:
     """Kernel of a `Linear`."""
 
     def __init__(self, stage: Linear, compiler: Compiler):
-        self.source, self.target = stage.source, stage.target
+        self.reads, self.source, self.target = stage.reads, stage.source, stage.target
         self._dense = compiler(SOURCE)["dense"]
         self.maps = [
             (m, _tiles(m.weights, compiler.dtype), _tiles(m.weights.transpose(0, 2, 1), compiler.dtype))
@@ -89,7 +89,7 @@ def _tiles(weights: np.ndarray, dtype: np.dtype) -> np.ndarray:
 class EmbedKernel:
     """Kernel of an `Embed`."""
 
-    source = None
+    reads = ()
 
     def __init__(self, stage: Embed, compiler: Compiler):
         self.target, self.table = stage.target, stage.table.astype(compiler.dtype)

@@ -1,4 +1,4 @@
-"""Gate, norm and readout: what acts on each node by itself."""
+"""Gate, norm and division: what acts on each node by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from ase_equivariant.inference.numba.compile import Compiler
 from ase_equivariant.inference.numba.run import Run
-from ase_equivariant.inference.program import Gate, Norm, Readout
+from ase_equivariant.inference.program import Divide, Gate, Norm
 
 GATE = """
 @exact
@@ -76,52 +76,23 @@ def backward(a, b, shares, weights, epsilon, xs, gs, dxs):
         for k in range(x.size):
             dx[k] += factor * weights[k] * g[k] - total * shares[k] * x[k]
 """
-READOUT = """
+DIVIDE = """
 @summing
-def linear(a, b, heads, weights, xs, energies):
+def forward(a, b, alpha, beta, xs, counts, ys):
     for n in range(a, b):
-        x, w, total = xs[n], weights[heads[n]], real(0.0)
-        for k in range(w.size):
-            total += w[k] * x[k]
-        energies[n] += total
+        x, y, factor = xs[n], ys[n], real(1.0) / (alpha + beta * counts[n, 0])
+        for k in range(x.size):
+            y[k] += factor * x[k]
 
 @summing
-def linear_gradient(a, b, heads, weights, seeds, dxs):
+def backward(a, b, alpha, beta, xs, counts, gs, dxs, dcounts):
     for n in range(a, b):
-        dx, w, seed = dxs[n], weights[heads[n]], seeds[n]
-        for k in range(w.size):
-            dx[k] += seed * w[k]
-
-@summing
-def mlp(a, b, heads, weights, hidden, xs, energies):
-    v = np.empty(weights.shape[1], real)
-    for n in range(a, b):
-        x, w, matrix, total = xs[n], weights[heads[n]], hidden[heads[n]], real(0.0)
-        v[:] = real(0.0)
-        for i in range(len(matrix)):
-            for k in range(v.size):
-                v[k] += x[i] * matrix[i, k]
-        for k in range(v.size):
-            total += w[k] * v[k] / (real(1.0) + np.exp(-v[k]))
-        energies[n] += total
-
-@summing
-def mlp_gradient(a, b, heads, weights, hidden, xs, seeds, dxs):
-    v = np.empty(weights.shape[1], real)
-    for n in range(a, b):
-        x, dx, w, matrix, seed = xs[n], dxs[n], weights[heads[n]], hidden[heads[n]], seeds[n]
-        v[:] = real(0.0)
-        for i in range(len(matrix)):
-            for k in range(v.size):
-                v[k] += x[i] * matrix[i, k]
-        for k in range(v.size):
-            s = real(1.0) / (real(1.0) + np.exp(-v[k]))
-            v[k] = seed * w[k] * s * (real(1.0) + v[k] * (real(1.0) - s))
-        for i in range(len(matrix)):
-            total = real(0.0)
-            for k in range(v.size):
-                total += matrix[i, k] * v[k]
-            dx[i] += total
+        x, g, dx, total = xs[n], gs[n], dxs[n], real(0.0)
+        factor = real(1.0) / (alpha + beta * counts[n, 0])
+        for k in range(x.size):
+            dx[k] += factor * g[k]
+            total += g[k] * x[k]
+        dcounts[n, 0] -= beta * factor * factor * total
 """
 
 
@@ -129,7 +100,7 @@ class GateKernel:
     """Kernel of a `Gate`."""
 
     def __init__(self, stage: Gate, compiler: Compiler):
-        self.source, self.target = stage.source, stage.target
+        self.reads, self.source, self.target = stage.reads, stage.source, stage.target
         real = compiler.dtype.type
         odd = np.array(stage.odd, np.int64).reshape(-1, 3)
         gated = np.array(stage.gated, np.int64).reshape(-1, 5)
@@ -149,7 +120,7 @@ class NormKernel:
     """Kernel of a `Norm`."""
 
     def __init__(self, stage: Norm, compiler: Compiler):
-        self.source, self.target = stage.source, stage.target
+        self.reads, self.source, self.target = stage.reads, stage.source, stage.target
         shares, weights = stage.shares.astype(compiler.dtype), stage.weights.astype(compiler.dtype)
         self.constants = shares, weights, compiler.dtype.type(stage.epsilon)
         kernels = compiler(NORM)
@@ -163,24 +134,18 @@ class NormKernel:
         self._backward(a, b, *self.constants, run.values[self.source], *gradients)
 
 
-class ReadoutKernel:
-    """Kernel of a `Readout`."""
+class DivideKernel:
+    """Kernel of a `Divide`."""
 
-    target = None
-
-    def __init__(self, stage: Readout, compiler: Compiler):
-        self.source = stage.source
-        kernels = compiler(READOUT)
-        self.weights = [stage.weights.astype(compiler.dtype)]
-        name = "linear"
-        if stage.hidden is not None:
-            self.weights.append(stage.hidden.astype(compiler.dtype))
-            name = "mlp"
-        self._value, self._gradient, self.needs_values = kernels[name], kernels[f"{name}_gradient"], name == "mlp"
+    def __init__(self, stage: Divide, compiler: Compiler):
+        self.reads, self.target = stage.reads, stage.target
+        self.constants = compiler.dtype.type(stage.alpha), compiler.dtype.type(stage.beta)
+        kernels = compiler(DIVIDE)
+        self._forward, self._backward = kernels["forward"], kernels["backward"]
 
     def forward(self, run: Run, a: int, b: int) -> None:
-        self._value(a, b, run.heads, *self.weights, run.values[self.source], run.energies)
+        self._forward(a, b, *self.constants, *(run.values[name] for name in self.reads), run.values[self.target])
 
     def backward(self, run: Run, a: int, b: int) -> None:
-        values = (run.values[self.source],) if self.needs_values else ()
-        self._gradient(a, b, run.heads, *self.weights, *values, run.seeds, run.gradients[self.source])
+        values, gradients = ([arrays[name] for name in self.reads] for arrays in (run.values, run.gradients))
+        self._backward(a, b, *self.constants, *values, run.gradients[self.target], *gradients)

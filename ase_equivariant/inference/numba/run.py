@@ -15,8 +15,8 @@ class Run:
     rows: np.ndarray  # [n_nodes] 0, 1, 2, …
     zeros: np.ndarray  # [n_nodes]
     order: np.ndarray  # [n_nodes] the nodes of each block, those of one species together
-    seeds: np.ndarray  # [n_nodes] ∂E/∂ε_i
-    energies: np.ndarray  # [n_nodes] ε_i, float64
+    scales: np.ndarray  # [n_nodes] of ε_i in the energy, float64
+    energies: np.ndarray  # [n_nodes] eV, float64, without constants
     values: dict[str, np.ndarray]  # [n_nodes, width]
     gradients: dict[str, np.ndarray]  # the same, none where no forces are asked
     # edges, in the graph's order: by receiver
@@ -27,7 +27,8 @@ class Run:
     lengths: np.ndarray  # [n_edges] Å, float64
     vectors: np.ndarray  # [n_edges, 3] Å, float64
     harmonics: np.ndarray  # [n_edges, (l_max+1)²]
+    radial: dict[object, tuple[np.ndarray, ...]]  # arrays of each convolution's radial functions
     # of the reversed edge, each where its edge stands
     harmonics_gradient: np.ndarray
-    lengths_gradient: np.ndarray
+    lengths_gradient: np.ndarray  # [n_edges] eV/Å, float64
     vectors_gradient: np.ndarray  # [n_edges, 3] eV/Å, float64

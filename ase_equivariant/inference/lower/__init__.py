@@ -1,0 +1,67 @@
+"""From a `Potential` to a `Program`: the same function, every module written as stages, its constants multiplied in.
+
+What no stage stands for is refused by name, and so is every setting an architecture's file here has not heard of: a
+program never leaves out a part of a model in silence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+
+from ase_equivariant.architectures.botnet import BOTNet
+from ase_equivariant.architectures.mace import MACE
+from ase_equivariant.architectures.nequip import NequIP
+from ase_equivariant.inference.fold import folded
+from ase_equivariant.inference.lower import botnet, mace, nequip
+from ase_equivariant.inference.lower.weights import array
+from ase_equivariant.inference.lower.writer import Writer
+from ase_equivariant.inference.program import CannotLowerError, Program, Repel
+from ase_equivariant.nn.pair_repulsion import ZBL
+from ase_equivariant.potential import Potential
+
+LOWERED = {MACE: mace, NequIP: nequip, BOTNet: botnet}
+# settings that the modules tell by themselves, in every architecture that has them
+PLAIN = {"num_species", "cutoff", "avg_num_neighbors", "num_bessel", "trainable_bessel", "envelope_power", "radial_mlp"}
+PLAIN |= {"l_max", "parity", "hidden_irreps", "num_interactions", "readout_mlp", "num_heads", "pair_repulsion"}
+
+
+def lower(potential: Potential, exact: bool) -> Program:
+    """The program of a potential; `exact` keeps the radial networks, otherwise splines take their place.
+
+    Raises
+    ------
+    CannotLowerError
+        The potential has a part that no stage stands for.
+    """
+    model = potential.architecture
+    if type(model) not in LOWERED:
+        raise CannotLowerError(f"architecture {type(model).__name__}")
+    architecture = LOWERED[type(model)]
+    _check_settings(model.config, architecture.PLAIN, architecture.CHOICES)
+    to = Writer(model, exact)
+    with torch.no_grad():
+        architecture.write(model, to)
+    to.stages += _repulsion(potential)
+    harmonics = tuple(array(degree.coefficients) for degree in model.harmonics.degrees)
+    return folded(Program(tuple(to.stages), to.widths, harmonics, to.radial.error))
+
+
+def _check_settings(config: object, plain: set[str], choices: dict[str, tuple]) -> None:
+    for field in fields(config):
+        value, allowed = getattr(config, field.name), choices.get(field.name, (field.default,))
+        if field.name not in PLAIN | plain and value not in allowed:
+            raise CannotLowerError(f"{field.name} = {value!r}" if isinstance(value, str) else field.name)
+
+
+def _repulsion(potential: Potential) -> list[Repel]:
+    """The stage of the pair repulsion; anything else beside the architecture is refused."""
+    stages = []
+    for name, module in potential.named_children():
+        if type(module) is ZBL:
+            tables = array(module.strengths), array(module.widths), array(module.ends)
+            stages.append(Repel(*tables, tuple(module.terms), module.power, module.scaled))
+        elif name != "architecture":
+            raise CannotLowerError(f"part {name} ({type(module).__name__}) of the potential")
+    return stages

@@ -1,0 +1,28 @@
+"""BOTNet as stages."""
+
+from __future__ import annotations
+
+from ase_equivariant.architectures.botnet import BOTNet, Layer
+from ase_equivariant.inference.lower.writer import Writer, refuse_others
+from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
+
+PLAIN: set[str] = set()
+CHOICES = {"radial": ("agnostic", "element"), "interaction_first": ("nonresidual", "residual")}
+PARTS = ("linear_up", "convolution", "radial_weights", "linear", "skip")
+
+
+def write(model: BOTNet, to: Writer) -> None:
+    config = model.config
+    features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics_irreps(config.l_max), config.num_interactions)
+    feats = to.embed(model.embedding)
+    for layer, head, irreps, irreps_out in zip(model.layers, model.readouts, features[:-1], features[1:], strict=True):
+        refuse_others(layer, Layer, PARTS)
+        sent = to.linear(layer.linear_up, feats, irreps, irreps, factor=layer.norm)
+        summed = to.convolve(layer.convolution, layer.radial_weights, sent)
+        out = to.linear(layer.linear, summed, layer.convolution.irreps_out, irreps_out)
+        if layer.residual:
+            to.linear(layer.skip, feats, irreps, irreps_out, out)
+        else:
+            out = to.linear(layer.skip, out, irreps_out, irreps_out)
+        feats = out
+        to.readout(head, feats)

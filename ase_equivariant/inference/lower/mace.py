@@ -1,0 +1,58 @@
+"""MACE as stages."""
+
+from __future__ import annotations
+
+import torch
+from e3nn import o3
+
+from ase_equivariant.architectures.mace import MACE
+from ase_equivariant.architectures.mace_layers import Layer
+from ase_equivariant.inference.lower.writer import Writer, refuse_others
+from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
+from ase_equivariant.nn.readout import NoReadout
+
+PLAIN = {"correlation", "agnostic_product", "radial_basis", "distance_transform", "transform_constants"}
+PLAIN |= {"covalent_radii", "apply_cutoff", "edge_irreps_first", "edge_irreps", "readout", "readout_activation"}
+PLAIN |= {"last_readout_only"}
+CHOICES = dict.fromkeys(
+    ("interaction_first", "interaction"), ("nonresidual", "residual", "density", "density_residual")
+)
+PARTS = ("linear_up", "convolution", "radial_mlp", "linear", "skip", "contraction", "linear_out", "count")
+
+
+def write(model: MACE, to: Writer) -> None:
+    config = model.config
+    hidden = parse_irreps(config.hidden_irreps)
+    scalars = o3.Irreps([hidden[0]])
+    feats, irreps = to.embed(model.embedding), scalars
+    for t, (layer, head) in enumerate(zip(model.layers, model.readouts, strict=True)):
+        irreps_out = scalars if t == len(model.layers) - 1 else hidden
+        edge = parse_irreps((config.edge_irreps_first if t == 0 else config.edge_irreps) or irreps)
+        density = harmonics_irreps(config.l_max, scalars.dim, -1 if config.parity else 1)
+        feats, irreps = _layer(layer, to, feats, irreps, edge, density, irreps_out), irreps_out
+        if type(head) is not NoReadout:
+            to.readout(head, feats)
+
+
+def _layer(
+    layer: torch.nn.Module,
+    to: Writer,
+    feats: str,
+    irreps: o3.Irreps,
+    edge: o3.Irreps,
+    density: o3.Irreps,
+    irreps_out: o3.Irreps,
+) -> str:
+    refuse_others(layer, Layer, PARTS)
+    sent = to.linear(layer.linear_up, feats, irreps, edge, factor=layer.norm)
+    summed = to.convolve(layer.convolution, layer.radial_mlp, sent)
+    gathered = to.linear(layer.linear, summed, layer.convolution.irreps_out, density)
+    if not layer.residual:
+        gathered = to.linear(layer.skip, gathered, density, density)
+    if layer.count is not None:  # a number of each atom, which linear maps of channels leave alone
+        gathered = to.divide(gathered, to.count(layer.count), 1.0, 1.0)
+    product = to.contract(layer.contraction, gathered, density[0].mul, irreps_out)
+    out = to.linear(layer.linear_out, product, irreps_out, irreps_out)
+    if layer.residual:
+        to.linear(layer.skip, feats, irreps, irreps_out, out)
+    return out

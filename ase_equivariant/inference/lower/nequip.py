@@ -1,0 +1,42 @@
+"""NequIP as stages."""
+
+from __future__ import annotations
+
+from e3nn import o3
+
+from ase_equivariant.architectures.nequip import Layer, NequIP
+from ase_equivariant.inference.lower.weights import array
+from ase_equivariant.inference.lower.writer import Writer, refuse_others
+from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
+from ase_equivariant.nn.linear import Dense
+
+PLAIN = {"skip", "resnet", "normalisation", "embedding_channels", "species_neighbors"}
+CHOICES = {"interaction_first": ("nonresidual", "residual")}
+PARTS = ("linear_up", "convolution", "radial_mlp", "linear", "skip", "norms", "gate")
+
+
+def write(model: NequIP, to: Writer) -> None:
+    config = model.config
+    edges = harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)
+    features = layer_irreps(parse_irreps(config.hidden_irreps), edges, config.num_interactions)
+    features[0] = o3.Irreps([(model.embedding.shape[1], "0e")])
+    feats = to.embed(model.embedding)
+    for layer, irreps, irreps_out in zip(model.layers, features[:-1], features[1:], strict=True):
+        refuse_others(layer, Layer, PARTS)
+        gated = layer.gate.irreps_in
+        factor = layer.norm * (array(layer.sender_norms) if layer.sender_norms.numel() else 1.0)
+        sent = to.linear(layer.linear_up, feats, irreps, irreps, factor=factor)
+        summed = to.convolve(layer.convolution, layer.radial_mlp, sent)
+        out = to.linear(layer.linear, summed, layer.convolution.irreps_out, gated)
+        if layer.residual:
+            to.linear(layer.skip, feats, irreps, gated, out)
+        else:
+            out = to.linear(layer.skip, out, gated, gated)
+        for module in layer.norms:
+            out = to.norm(module, out, gated)
+        out = to.gate(layer.gate, out, irreps_out)
+        to.identity(layer.identity, feats, irreps, irreps_out, out)
+        feats = out
+    if isinstance(model.hidden, Dense):
+        feats = to.dense(model.hidden, feats)
+    to.readout(model.readout, feats)
