@@ -12,12 +12,13 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import CalculatorSetupError, InputError
-from structures import STRUCTURES, copper
+from graphs import batch, big, same_bits
+from structures import copper
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, inference, load_potential
 from ase_equivariant.derivatives import predict
-from ase_equivariant.graph import concatenate, from_atoms
+from ase_equivariant.graph import from_atoms
 from ase_equivariant.inference.checked import Checked, piece
 from ase_equivariant.inference.estimate import memory_on_cpu
 from ase_equivariant.inference.numba import Numba
@@ -46,19 +47,6 @@ def fast(mace):
     return Numba(mace, CPU)
 
 
-def batch(potential):
-    graphs = [from_atoms(make(), potential.atomic_numbers, potential.cutoff) for make in STRUCTURES.values()]
-    heads = torch.arange(len(graphs)) % len(potential.heads)
-    return replace(concatenate(graphs), heads=heads)
-
-
-def big(potential):
-    atoms = bulk("Cu", cubic=True) * (3, 3, 2)
-    atoms.rattle(0.1, seed=1)
-    atoms.numbers[::3] = 14
-    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
-
-
 def checked_against_eager(backend, potential):
     exact = potential.astype(torch.float64)
     return Checked(
@@ -68,10 +56,6 @@ def checked_against_eager(backend, potential):
         lambda: inference.start("eager", exact, CPU),
         potential.dtype,
     )
-
-
-def same_bits(a, b):
-    return all(getattr(a, name).equal(getattr(b, name)) for name in ("node_energies", "forces", "strain_gradient"))
 
 
 def test_float64_is_eager_to_the_last_digits(potential):
@@ -157,11 +141,11 @@ def test_a_calculator_takes_it_when_asked_and_by_default(mace, monkeypatch):
 
 
 def test_a_model_that_cannot_be_lowered_runs_on_another_backend(monkeypatch):
-    potential = tiny_potential("mace", **CONFIGS["mace"] | {"interaction": "density_residual"})
-    with pytest.raises(CalculatorSetupError, match="interaction = 'density_residual'"):
+    potential = tiny_potential("mace", **CONFIGS["mace"] | {"interaction": "attention_residual"})
+    with pytest.raises(CalculatorSetupError, match="interaction = 'attention_residual'"):
         EquivariantCalculator(potential, device="cpu", backend="numba")
     monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
-    with pytest.warns(UserWarning, match="density_residual.*another backend"):
+    with pytest.warns(UserWarning, match="attention_residual.*another backend"):
         assert EquivariantCalculator(potential, device="cpu").parameters["backend"] == "eager"
 
 

@@ -1,5 +1,7 @@
 """Programs: what lowering makes of a potential, what it refuses, and how good the radial splines are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,29 +14,57 @@ from ase_equivariant.inference.radial import Basis, Network
 from ase_equivariant.inference.splines import TOLERANCE, interpolated
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 
+RADII = (0.31, 0.76, 0.66, 1.11, 1.32)  # Å
+RADIAL = {
+    "bessel": {},
+    "gaussian": {"radial_basis": "gaussian"},
+    "chebyshev": {"radial_basis": "chebyshev", "distance_transform": "agnesi", "covalent_radii": RADII},
+    "late envelope": {"apply_cutoff": False},
+    "agnesi": {"distance_transform": "agnesi", "covalent_radii": RADII},
+    "soft": {"distance_transform": "soft", "covalent_radii": RADII, "transform_constants": (3.0,)},
+    "soft shift": {"distance_transform": "soft_shift", "covalent_radii": RADII},
+    "density": {"interaction_first": "density", "interaction": "density_residual"},
+    "late density": {"interaction_first": "density", "interaction": "density", "apply_cutoff": False},
+}
+
 
 def network(widths=(6, 16, 5), cutoff=4.0):
     mlp = RadialMLP(widths, torch.Generator().manual_seed(2))
     layers = tuple((dense.weight * dense.norm).detach().numpy()[None] for dense in mlp.layers)
-    basis = RadialBasis(cutoff, widths[0], 5)
-    return Network(cutoff, 5, basis.frequencies.numpy(), layers), lambda r: mlp(basis(r))
+    frequencies = RadialBasis(cutoff, widths[0], 5).frequencies.numpy()
+    return Network(Basis("bessel", cutoff, 5, frequencies, True), None, layers, np.zeros((1, 1), int))
 
 
-def test_the_radial_network_and_its_slope_are_those_of_the_modules():
-    lowered, modules = network()
-    lengths = torch.linspace(0.3, 4.5, 30, dtype=torch.float64, requires_grad=True)
-    values, slopes = lowered.evaluate(lengths.detach().numpy(), 0)
-    expected = modules(lengths)
-    np.testing.assert_allclose(values, expected.detach(), atol=1e-12)
-    for column in range(values.shape[1]):
-        (slope,) = torch.autograd.grad(expected[:, column].sum(), lengths, retain_graph=True)
-        np.testing.assert_allclose(slopes[:, column], slope, atol=1e-11)
-    assert np.abs(values[0]).max() > 0.01
-    assert not values[-1].any()  # beyond the cutoff
+@pytest.mark.parametrize("case", RADIAL)
+def test_radial_networks_and_their_slopes_are_those_of_the_modules(case):
+    """Of each pair of species, from near contact to beyond the cutoff."""
+    potential = tiny_potential("mace", **RADIAL[case])
+    model = potential.architecture
+    functions = [s.radial for s in lower(potential, exact=True).stages if isinstance(s, Convolve)]
+    layer = model.layers[0]
+    ends = torch.cartesian_prod(*2 * [torch.arange(5)]).repeat(8, 1)
+    lengths = torch.linspace(0.3, 4.1, len(ends), dtype=torch.float64, requires_grad=True)
+    sent, received = ends.T
+    feats = model.radial(lengths, model.transform and model.transform(lengths, sent, received))
+    envelope = [torch.ones(()), model.radial.envelope(lengths).unsqueeze(1)][model.late_envelope]
+    expected = [layer.radial_mlp(feats) * envelope]
+    expected += [torch.tanh(count(feats).square()) * envelope for count in [layer.count] if count is not None]
+    assert len(functions) == len(expected) * 2
+    # the count of a layer, if any, comes behind its convolution
+    for lowered, values in zip(functions, expected, strict=False):
+        found = [
+            lowered.evaluate(np.array([r]), lowered.kinds[to, by])
+            for r, by, to in zip(lengths.tolist(), sent, received, strict=True)
+        ]
+        np.testing.assert_allclose(np.concatenate([v for v, _ in found]), values.detach(), atol=1e-12)
+        (slopes,) = torch.autograd.grad(values.sum(), lengths, retain_graph=True)
+        np.testing.assert_allclose([s.sum() for _, s in found], slopes, atol=1e-11, rtol=1e-11)
+        assert values.abs().max() > 0.01
+        assert not values[-1].any()  # beyond the cutoff
 
 
 def test_a_spline_is_as_near_to_its_network_as_it_says():
-    lowered, _ = network()
+    lowered = network()
     table, error = interpolated(lowered)
     lengths = np.random.default_rng(0).uniform(0.2, 4.0, 1000)
     worst = max(
@@ -46,15 +76,15 @@ def test_a_spline_is_as_near_to_its_network_as_it_says():
 
 
 def test_the_slope_of_a_spline_is_its_own():
-    table, _ = interpolated(network()[0])
+    table, _ = interpolated(network())
     lengths, step = np.linspace(0.5, 3.5, 50), 1e-5
     central = (table.evaluate(lengths + step, 0)[0] - table.evaluate(lengths - step, 0)[0]) / (2 * step)
     np.testing.assert_allclose(table.evaluate(lengths, 0)[1], central, atol=1e-7)
 
 
 def test_a_network_that_no_spline_follows_is_kept():
-    lowered, _ = network()
-    wild = Network(lowered.cutoff, lowered.power, 1000 * lowered.frequencies, lowered.layers)
+    lowered = network()
+    wild = replace(lowered, basis=replace(lowered.basis, frequencies=1000 * lowered.basis.frequencies))
     assert interpolated(wild) == (wild, 0.0)
 
 
@@ -80,8 +110,8 @@ def test_the_shipped_model_has_splines():
 
 
 def test_an_unknown_setting_is_refused_by_name():
-    potential = tiny_potential("mace", interaction="density_residual")
-    with pytest.raises(CannotLowerError, match="interaction = 'density_residual'"):
+    potential = tiny_potential("mace", interaction="attention_residual")
+    with pytest.raises(CannotLowerError, match="^interaction = 'attention_residual'$"):
         lower(potential, exact=True)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_NEAR = 1e-6  # Å; stands for zero, where Bessel functions are a limit
+_NEAR = 1e-12  # Å; stands for zero, where Bessel functions are a limit
 
 Pair = tuple[np.ndarray, np.ndarray]  # values and slopes
 

@@ -8,7 +8,6 @@ belongs to each kind of edges; it is made when it is first asked for, since of 8
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +21,11 @@ SAMPLES = 8  # kinds of edges at most that the tolerance is measured on
 
 @dataclass(frozen=True)
 class Table:
-    """Splines through a network: at length r = (i + t) spacing they are Σ_a B_a(t) coefficients[i + a]."""
+    """Splines through a network: at length r = (i + t) spacing they are Σ_a B_a(t) coefficients[i + a].
+
+    Their slopes are splines of one degree less, with coefficients of their own: differences of rounded coefficients
+    would have their rounding errors, divided by the small spacing.
+    """
 
     network: Network
     n_intervals: int
@@ -39,22 +42,27 @@ class Table:
     def num_weights(self) -> int:
         return self.network.num_weights
 
-    def coefficients(self, kind: int) -> np.ndarray:
-        """[n_intervals + DEGREE, num_weights], from as many conditions: two more points at either end."""
+    def coefficients(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of values, [n_intervals + DEGREE, num_weights], and of slopes, one row less.
+
+        Values at as many points determine them: at the knots, and at two more near either end.
+        """
         knots = np.arange(self.n_intervals + 1.0)
         sites = np.sort(np.concatenate([knots, knots[:2] + 0.5, knots[-2:] - 0.5]))
         first, weights, _ = _weights(sites, self.n_intervals)
         matrix = np.zeros((len(sites), len(sites)))
         np.put_along_axis(matrix, first[:, None] + np.arange(DEGREE + 1), np.stack(weights, 1), 1)
-        return np.linalg.solve(matrix, self.network.evaluate(sites * self.spacing, kind)[0])
+        values = np.linalg.solve(matrix, self.network.evaluate(sites * self.spacing, kind)[0])
+        return values, np.diff(values, axis=0) / self.spacing
 
     def evaluate(self, lengths: np.ndarray, kind: int) -> Pair:
         """Values and slopes, [n, num_weights] each."""
-        coefficients = self.coefficients(kind)
         first, *weights = _weights(lengths / self.spacing, self.n_intervals)
-        rows = [coefficients[first + a] for a in range(DEGREE + 1)]
-        values, slopes = (sum(w[:, None] * row for w, row in zip(ws, rows, strict=True)) for ws in weights)
-        return values, slopes / self.spacing
+        values, slopes = (
+            sum(w[:, None] * rows[first + a] for a, w in enumerate(ws))
+            for ws, rows in zip(weights, self.coefficients(kind), strict=True)
+        )
+        return values, slopes
 
 
 def interpolated(network: Network) -> tuple[Table | Network, float]:
@@ -78,12 +86,12 @@ def _error(table: Table) -> float:
 
 
 def _weights(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """First coefficient of each x, in units of the spacing, and the DEGREE + 1 weights of values and of slopes."""
+    """First coefficient of each x, in units of the spacing, the DEGREE + 1 weights of values and DEGREE of slopes."""
     first = np.minimum(x.astype(int), n_intervals - 1)
     t = x - first
     weights = [np.ones_like(t)]
     for d in range(1, DEGREE + 1):
-        lower, weights = [np.zeros_like(t), *weights, np.zeros_like(t)], []
+        lower, padded, weights = weights, [np.zeros_like(t), *weights, np.zeros_like(t)], []
         for j in range(d + 1):
-            weights.append(((t + d - j) * lower[j] + (j + 1 - t) * lower[j + 1]) / d)
-    return first, weights, [a - b for a, b in pairwise(lower)]
+            weights.append(((t + d - j) * padded[j] + (j + 1 - t) * padded[j + 1]) / d)
+    return first, weights, lower

@@ -45,21 +45,23 @@ class Interpolated:
 
     def __init__(self, table: Table, dtype: np.dtype):
         self.source, self.table = _table_source(table), table
-        tables = np.empty((0, table.n_intervals + DEGREE, table.num_weights), dtype)
-        self._known = np.full(int(table.kinds.max()) + 1, -1), tables  # place of each kind, and the tables
+        shapes = [(0, table.n_intervals + degree, table.num_weights) for degree in (DEGREE, DEGREE - 1)]
+        places = np.full(int(table.kinds.max()) + 1, -1)  # of the kinds in the tables
+        self._known = b"", places, [np.empty(shape, dtype) for shape in shapes]  # of values and of slopes
 
     def arrays(self, species: np.ndarray) -> Arrays:
         """`species` [n] are those that a structure has, each once."""
-        places, tables = self._known
-        needed = np.unique(self.table.kinds[np.ix_(species, species)])
-        missing = needed[places[needed] < 0]
-        if len(missing):
-            added = [self.table.coefficients(kind).astype(tables.dtype) for kind in missing.tolist()]
-            places = places.copy()
-            places[missing] = np.arange(len(tables), len(tables) + len(added))
-            tables = np.concatenate([tables, np.stack(added)])
-            self._known = places, tables
-        return places[self.table.kinds], tables, np.zeros((1, 1))
+        key, places, tables = self._known
+        if key != species.tobytes():
+            needed = np.unique(self.table.kinds[np.ix_(species, species)])
+            missing = needed[places[needed] < 0]
+            if len(missing):
+                added = zip(*(self.table.coefficients(kind) for kind in missing.tolist()), strict=True)
+                places = places.copy()
+                places[missing] = np.arange(len(tables[0]), len(tables[0]) + len(missing))
+                tables = [np.concatenate([old, np.stack(new).astype(old.dtype)]) for old, new in zip(tables, added)]
+            self._known = species.tobytes(), places, tables
+        return places[self.table.kinds], *tables
 
 
 def _function(name: str, body: list[str]) -> str:
@@ -74,13 +76,11 @@ def _table_source(table: Table) -> str:
             left = [f"(t + {d - j}.0) * b{d - 1}_{j - 1}"] if j > 0 else []
             right = [f"({j + 1}.0 - t) * b{d - 1}_{j}"] if j < d else []
             lines.append(f"b{d}_{j} = ({' + '.join(left + right)}) / {d}.0")
-    for j in range(DEGREE + 1):
-        left, right = (f"b{DEGREE - 1}_{j - 1}" if j > 0 else "0.0"), (f"b{DEGREE - 1}_{j}" if j < DEGREE else "0.0")
-        lines += [f"v{j} = real(b{DEGREE}_{j})", f"s{j} = real(({left} - {right}) * INVERSE)"]
-        lines.append(f"r{j} = table[kind, i + {j}]")
+    values = [f"v{j}, r{j} = real(b{DEGREE}_{j}), table[kind, i + {j}]" for j in range(DEGREE + 1)]
+    slopes = [f"s{j}, q{j} = real(b{DEGREE - 1}_{j}), constants[kind, i + {j}]" for j in range(DEGREE)]
     value = " + ".join(f"v{j} * r{j}[k]" for j in range(DEGREE + 1))
-    slope = " + ".join(f"s{j} * r{j}[k]" for j in range(DEGREE + 1))
+    slope = " + ".join(f"s{j} * q{j}[k]" for j in range(DEGREE))
     loop = [f"for k in range({table.num_weights}):", f"    values[at + k] = {value}"]
     constants = f"INVERSE = {1.0 / table.spacing!r}\nLAST = {table.n_intervals - 1}\n"
-    both = [*lines, *loop, f"    slopes[at + k] = {slope}"]
-    return constants + _function("values_only", [*lines, *loop]) + _function("radial", both)
+    both = [*lines, *values, *slopes, *loop, f"    slopes[at + k] = {slope}"]
+    return constants + _function("values_only", [*lines, *values, *loop]) + _function("radial", both)

@@ -26,18 +26,19 @@ def pair(r, strength, width, end, terms, power):
     return value * envelope, (strength / r * slope - value / r) * envelope + value * change
 
 @exact
-def forward(a, b, first, senders, species, lengths, strengths, widths, ends, terms, power, weights, energies):
+def forward(a, b, first, senders, species, lengths, strengths, widths, ends, terms, power, scaled, scales, energies):
     for n in range(a, b):
         for e in range(first[n], first[n + 1]):
-            ij = species[n], species[senders[e]]
-            energies[n] += weights[n] * pair(lengths[e], strengths[ij], widths[ij], ends[ij], terms, power)[0]
+            ij, scale = (species[n], species[senders[e]]), scales[n] if scaled else 1.0
+            energies[n] += scale * pair(lengths[e], strengths[ij], widths[ij], ends[ij], terms, power)[0]
 
 @exact
-def backward(a, b, first, senders, species, lengths, strengths, widths, ends, terms, power, weights, dr):
+def backward(a, b, first, senders, species, lengths, strengths, widths, ends, terms, power, scaled, scales, dr):
     for n in range(a, b):
         for e in range(first[n], first[n + 1]):  # the gradient of the reversed edge, which senders[e] receives
-            ij, weight = (species[senders[e]], species[n]), weights[senders[e]]
-            dr[e] += weight * pair(lengths[e], strengths[ij], widths[ij], ends[ij], terms, power)[1]
+            i = senders[e]
+            ij, scale = (species[i], species[n]), scales[i] if scaled else 1.0
+            dr[e] += scale * pair(lengths[e], strengths[ij], widths[ij], ends[ij], terms, power)[1]
 """
 
 
@@ -47,14 +48,12 @@ class RepelKernel:
     reads, target = (), None
 
     def __init__(self, stage: Repel, compiler: Compiler):
-        self.constants = stage.strengths, stage.widths, stage.ends, np.array(stage.terms), stage.power
-        self.scaled = stage.scaled
+        self.constants = stage.strengths, stage.widths, stage.ends, np.array(stage.terms), stage.power, stage.scaled
         kernels = compiler(SOURCE)
         self._forward, self._backward = kernels["forward"], kernels["backward"]
 
     def _arrays(self, run: Run) -> tuple:
-        weights = run.scales if self.scaled else np.ones(len(run.scales))
-        return run.first, run.senders, run.species, run.lengths, *self.constants, weights
+        return run.first, run.senders, run.species, run.lengths, *self.constants, run.scales
 
     def forward(self, run: Run, a: int, b: int) -> None:
         self._forward(a, b, *self._arrays(run), run.energies)

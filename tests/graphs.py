@@ -1,0 +1,26 @@
+"""Graphs that backends are compared on."""
+
+from dataclasses import replace
+
+import torch
+from ase.build import bulk
+from structures import STRUCTURES
+
+from ase_equivariant.graph import concatenate, from_atoms
+
+
+def batch(potential):
+    graphs = [from_atoms(make(), potential.atomic_numbers, potential.cutoff) for make in STRUCTURES.values()]
+    heads = torch.arange(len(graphs)) % len(potential.heads)
+    return replace(concatenate(graphs), heads=heads)
+
+
+def big(potential):
+    atoms = bulk("Cu", cubic=True) * (3, 3, 2)
+    atoms.rattle(0.1, seed=1)
+    atoms.numbers[::3] = 14
+    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
+
+
+def same_bits(a, b):
+    return all(getattr(a, name).equal(getattr(b, name)) for name in ("node_energies", "forces", "strain_gradient"))

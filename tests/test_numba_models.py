@@ -1,0 +1,134 @@
+"""Settings of published models on the fast CPU backend: the same numbers as eager."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from graphs import batch, big, same_bits
+from test_program import RADIAL, RADII
+from tiny import tiny_potential
+
+from ase_equivariant import load_potential
+from ase_equivariant.derivatives import predict
+from ase_equivariant.graph import from_atoms
+from ase_equivariant.inference.lower import lower
+from ase_equivariant.inference.numba import Numba
+from ase_equivariant.inference.numba.compile import Compiler
+from ase_equivariant.inference.numba.radial import radial_functions
+from ase_equivariant.inference.program import Convolve
+
+CPU = torch.device("cpu")
+FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
+needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
+REPULSION = {"radii": (0.6, 1.2, 1.1, 1.6, 1.9)}
+SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1, "hidden_irreps": "2x0e+2x1o", "correlation": 2}
+MODELS = {
+    "foundation": {
+        "hidden_irreps": "2x0e",
+        "interaction_first": "density",
+        "interaction": "density_residual",
+        "distance_transform": "agnesi",
+        "covalent_radii": RADII,
+        "pair_repulsion": REPULSION,
+    },
+    "other settings": {
+        "interaction_first": "density_residual",
+        "interaction": "density",
+        "apply_cutoff": False,
+        "radial_basis": "gaussian",
+        "distance_transform": "soft",
+        "covalent_radii": RADII,
+        "edge_irreps_first": "1x0e",
+        "edge_irreps": "3x0e",
+        "agnostic_product": True,
+        "last_readout_only": True,
+        "readout": "bias_mlp",
+        "readout_activation": "tanh",
+        "readout_mlp": 4,
+        "pair_repulsion": REPULSION | {"scaled": False},
+    },
+}
+
+
+def made(settings):
+    """A tiny MACE with biases and several heads."""
+    potential = tiny_potential("mace", heads=("first", "second"), **SMALL | settings)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in potential.architecture.named_parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator) * name.endswith("bias")
+    return potential
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def potential(request):
+    return made(MODELS[request.param])
+
+
+def test_float64_is_eager_to_the_last_digits(potential):
+    graph = batch(potential)
+    found, expected = Numba(potential, CPU)(graph, True), predict(potential, graph)
+    for name in ("energy", "node_energies", "forces", "strain_gradient"):
+        a, b = getattr(found, name), getattr(expected, name)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item())
+    assert expected.forces.abs().max() > 0.1
+
+
+def test_float32_is_near_eager_in_float64_for_every_composition_in_turn(potential):
+    backend = Numba(potential.astype(torch.float32), CPU)
+    graphs = [big(potential), batch(potential), big(potential)]
+    found = [backend(graph, True) for graph in graphs]
+    for graph, prediction in zip(graphs[:2], found[:2], strict=True):
+        exact, single = predict(potential, graph), predict(potential.astype(torch.float32), graph)
+        for name, allowed in {"node_energies": 1e-6, "forces": 2e-5}.items():
+            errors = [(getattr(p, name) - getattr(exact, name)).abs().max().item() for p in (prediction, single)]
+            assert errors[0] < max(allowed, 4 * errors[1])
+    assert same_bits(found[0], found[2])
+
+
+def test_the_repulsion_matters_here(potential):
+    graph = batch(potential)
+    without = made(MODELS["foundation"] | {"pair_repulsion": None})
+    with_it = made(MODELS["foundation"])
+    assert (predict(with_it, graph).forces - predict(without, graph).forces).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("case", ["chebyshev", "soft shift"])  # others are in MODELS
+def test_kernels_of_radial_networks_are_the_networks(case):
+    potential = tiny_potential("mace", **SMALL | RADIAL[case])
+    network = next(s.radial for s in lower(potential, exact=True).stages if isinstance(s, Convolve))
+    functions = radial_functions(network, np.dtype("float64"))
+    compiled = Compiler("float64")(functions.source)["radial"]
+    kinds, *arrays = functions.arrays(np.arange(5))
+    found = np.empty((2, network.num_weights))
+    for length in (0.5, 1.7, 3.9, 4.0):
+        for kind in (0, int(kinds.max())):
+            compiled(length, kind, *arrays, *found, 0)
+            expected = [row[0] for row in network.evaluate(np.array([length]), kind)]
+            np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@needs_files
+@pytest.mark.parametrize("name", ["density_agnesi_zbl", "legacy_0.3.9_density_zbl"])
+def test_files_of_mace_torch_in_both_precisions(name):
+    """Backends of both precisions against eager in float64."""
+    potential = load_potential(FILES / f"{name}.model").astype(torch.float64)
+    backends = [Numba(potential.astype(dtype), CPU) for dtype in (torch.float64, torch.float32)]
+    structures = json.loads((FILES / "structures.json").read_text())["structures"].values()
+    structures = [Atoms(**{key: s[key] for key in ("numbers", "positions", "cell", "pbc")}) for s in structures]
+    structures = [atoms for atoms in structures if set(atoms.numbers) <= set(potential.atomic_numbers)]
+    largest = 0.0
+    for atoms in structures:
+        graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
+        exact, single = predict(potential, graph), predict(potential.astype(torch.float32), graph)
+        for name, tiny, small in (("node_energies", 1e-10, 1e-6), ("forces", 1e-10, 2e-5)):
+            value = getattr(exact, name)
+            errors = [(getattr(b(graph, True), name) - value).abs().max().item() for b in backends]
+            own = (getattr(single, name) - value).abs().max().item()
+            assert errors[0] < tiny * max(1.0, value.abs().max().item())
+            assert errors[1] < max(small, 4 * own)
+        largest = max(largest, exact.forces.abs().max().item())
+    assert largest > 0.1
+    assert len(structures) >= 6
