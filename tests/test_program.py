@@ -65,21 +65,29 @@ def test_radial_networks_and_their_slopes_are_those_of_the_modules(case):
 
 def test_a_spline_is_as_near_to_its_network_as_it_says():
     lowered = network()
-    table, error = interpolated(lowered)
+    splines, error = interpolated(lowered)
     lengths = np.random.default_rng(0).uniform(0.2, 4.0, 1000)
     worst = max(
         np.abs(found - exact).max() / np.abs(exact).max()
-        for found, exact in zip(table.evaluate(lengths, 0), lowered.evaluate(lengths, 0), strict=True)
+        for found, exact in zip(splines.fit(0)[0].evaluate(lengths), lowered.evaluate(lengths, 0), strict=True)
     )
     assert 0 < worst < 2 * error
     assert error < TOLERANCE
 
 
 def test_the_slope_of_a_spline_is_its_own():
-    table, _ = interpolated(network())
+    spline, _ = interpolated(network())[0].fit(0)
     lengths, step = np.linspace(0.5, 3.5, 50), 1e-5
-    central = (table.evaluate(lengths + step, 0)[0] - table.evaluate(lengths - step, 0)[0]) / (2 * step)
-    np.testing.assert_allclose(table.evaluate(lengths, 0)[1], central, atol=1e-7)
+    central = (spline.evaluate(lengths + step)[0] - spline.evaluate(lengths - step)[0]) / (2 * step)
+    np.testing.assert_allclose(spline.evaluate(lengths)[1], central, atol=1e-7)
+
+
+def test_small_atoms_have_splines_with_more_knots():
+    functions = lower(tiny_potential("mace", **RADIAL["agnesi"]), exact=False).stages
+    splines = next(stage.radial for stage in functions if isinstance(stage, Convolve))
+    (small, _), (large, error) = splines.fit(splines.kinds[0, 0]), splines.fit(splines.kinds[4, 4])
+    assert small.n_intervals > large.n_intervals
+    assert error < TOLERANCE
 
 
 def test_a_network_that_no_spline_follows_is_kept():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ase_equivariant.inference.radial import Network
-from ase_equivariant.inference.splines import Table
+from ase_equivariant.inference.splines import Splines
 from ase_equivariant.nn.fused import Path
 
 
@@ -51,7 +51,7 @@ class Convolve(Stage):
     table: np.ndarray | None  # [n_species, width], where there is no source
     target: str
     paths: tuple[Path, ...]
-    radial: Network | Table
+    radial: Network | Splines
 
 
 @dataclass(frozen=True)

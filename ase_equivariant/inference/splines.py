@@ -1,8 +1,8 @@
 """Splines through the radial networks of a program.
 
 They are of degree five, with evenly spaced knots from zero to the cutoff: four times continuously differentiable, so a
-potential made of them conserves energy as well as the network's. Their coefficients are one row per knot. One table
-belongs to each kind of edges; it is made when it is first asked for, since of 89 elements a structure has few.
+potential made of them conserves energy as well as the network's. Each kind of edges has its own, with as many knots as
+it needs, made when a structure first has such edges: small atoms need many, and of 89 elements a structure has few.
 """
 
 from __future__ import annotations
@@ -16,23 +16,40 @@ from ase_equivariant.inference.radial import Network, Pair
 DEGREE = 5
 INTERVALS = (128, 256, 512, 1024, 2048)  # the first that reaches the tolerance is taken
 TOLERANCE = 1e-6  # of values and slopes, relative to the largest of each
-SAMPLES = 8  # kinds of edges at most that the tolerance is measured on
+SAMPLES = 3  # kinds of edges at most that tell beforehand whether splines will do
 
 
 @dataclass(frozen=True)
-class Table:
-    """Splines through a network: at length r = (i + t) spacing they are Σ_a B_a(t) coefficients[i + a].
+class Spline:
+    """At length r = (i + t) spacing it is Σ_a B_a(t) coefficients[i + a].
 
-    Their slopes are splines of one degree less, with coefficients of their own: differences of rounded coefficients
-    would have their rounding errors, divided by the small spacing.
+    Its slope is a spline of one degree less, with coefficients of its own: differences of rounded coefficients would
+    have their rounding errors, divided by the small spacing.
     """
 
-    network: Network
-    n_intervals: int
+    spacing: float  # Å
+    coefficients: np.ndarray  # [n_intervals + DEGREE, num_weights]
+    slopes: np.ndarray  # [n_intervals + DEGREE - 1, num_weights] 1/Å
 
     @property
-    def spacing(self) -> float:
-        return self.network.basis.cutoff / self.n_intervals
+    def n_intervals(self) -> int:
+        return len(self.coefficients) - DEGREE
+
+    def evaluate(self, lengths: np.ndarray) -> Pair:
+        """Values and slopes, [n, num_weights] each."""
+        first, *weights = _weights(lengths / self.spacing, self.n_intervals)
+        values, slopes = (
+            sum(w[:, None] * rows[first + a] for a, w in enumerate(ws))
+            for ws, rows in zip(weights, (self.coefficients, self.slopes), strict=True)
+        )
+        return values, slopes
+
+
+@dataclass(frozen=True)
+class Splines:
+    """One spline for each kind of edges of a network."""
+
+    network: Network
 
     @property
     def kinds(self) -> np.ndarray:
@@ -42,47 +59,42 @@ class Table:
     def num_weights(self) -> int:
         return self.network.num_weights
 
-    def coefficients(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of values, [n_intervals + DEGREE, num_weights], and of slopes, one row less.
-
-        Values at as many points determine them: at the knots, and at two more near either end.
-        """
-        knots = np.arange(self.n_intervals + 1.0)
-        sites = np.sort(np.concatenate([knots, knots[:2] + 0.5, knots[-2:] - 0.5]))
-        first, weights, _ = _weights(sites, self.n_intervals)
-        matrix = np.zeros((len(sites), len(sites)))
-        np.put_along_axis(matrix, first[:, None] + np.arange(DEGREE + 1), np.stack(weights, 1), 1)
-        values = np.linalg.solve(matrix, self.network.evaluate(sites * self.spacing, kind)[0])
-        return values, np.diff(values, axis=0) / self.spacing
-
-    def evaluate(self, lengths: np.ndarray, kind: int) -> Pair:
-        """Values and slopes, [n, num_weights] each."""
-        first, *weights = _weights(lengths / self.spacing, self.n_intervals)
-        values, slopes = (
-            sum(w[:, None] * rows[first + a] for a, w in enumerate(ws))
-            for ws, rows in zip(weights, self.coefficients(kind), strict=True)
-        )
-        return values, slopes
+    def fit(self, kind: int) -> tuple[Spline, float]:
+        """The smallest spline that is good enough, or else the largest, and its error."""
+        for n_intervals in INTERVALS:
+            spline = _fit(self.network, kind, n_intervals)
+            error = _error(self.network, kind, spline)
+            if error < TOLERANCE:
+                break
+        return spline, error
 
 
-def interpolated(network: Network) -> tuple[Table | Network, float]:
-    """The smallest table that is good enough, and its error; the network itself and zero where none is."""
-    for n_intervals in INTERVALS:
-        table = Table(network, n_intervals)
-        error = _error(table)
-        if error < TOLERANCE:
-            return table, error
-    return network, 0.0
+def interpolated(network: Network) -> tuple[Splines | Network, float]:
+    """Splines and their error where these are good enough for a sample of kinds, else the network itself and zero."""
+    splines, worst = Splines(network), 0.0
+    for kind in np.unique(np.linspace(0, network.kinds.max(), SAMPLES).astype(int)).tolist():
+        worst = max(worst, splines.fit(kind)[1])
+        if not worst < TOLERANCE:
+            return network, 0.0
+    return splines, worst
 
 
-def _error(table: Table) -> float:
+def _fit(network: Network, kind: int, n_intervals: int) -> Spline:
+    """From values at the knots, and at two more points near either end."""
+    knots, spacing = np.arange(n_intervals + 1.0), network.basis.cutoff / n_intervals
+    sites = np.sort(np.concatenate([knots, knots[:2] + 0.5, knots[-2:] - 0.5]))
+    first, weights, _ = _weights(sites, n_intervals)
+    matrix = np.zeros((len(sites), len(sites)))
+    np.put_along_axis(matrix, first[:, None] + np.arange(DEGREE + 1), np.stack(weights, 1), 1)
+    coefficients = np.linalg.solve(matrix, network.evaluate(sites * spacing, kind)[0])
+    return Spline(spacing, coefficients, np.diff(coefficients, axis=0) / spacing)
+
+
+def _error(network: Network, kind: int, spline: Spline) -> float:
     """Largest error between the knots, of values and slopes, relative to the largest value and slope."""
-    lengths = (np.arange(4 * table.n_intervals) + 0.5) / 4.0 * table.spacing
-    last, worst = int(table.kinds.max()), 0.0
-    for kind in np.unique(np.linspace(0, last, SAMPLES).astype(int)).tolist():
-        for found, exact in zip(table.evaluate(lengths, kind), table.network.evaluate(lengths, kind), strict=True):
-            worst = max(worst, float(np.abs(found - exact).max() / np.abs(exact).max()))
-    return worst
+    lengths = (np.arange(4 * spline.n_intervals) + 0.5) / 4.0 * spline.spacing
+    pairs = zip(spline.evaluate(lengths), network.evaluate(lengths, kind), strict=True)
+    return max(float(np.abs(found - exact).max() / np.abs(exact).max()) for found, exact in pairs)
 
 
 def _weights(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:

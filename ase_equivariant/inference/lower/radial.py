@@ -8,7 +8,7 @@ import torch
 from ase_equivariant.inference.lower.weights import array, dense_weights
 from ase_equivariant.inference.program import CannotLowerError
 from ase_equivariant.inference.radial import Basis, Network, Transform
-from ase_equivariant.inference.splines import Table, interpolated
+from ase_equivariant.inference.splines import Splines, interpolated
 from ase_equivariant.nn import linear, radial, transforms
 
 
@@ -28,7 +28,7 @@ class RadialWriter:
             self.kinds = kinds.reshape(self.kinds.shape)
             self.transform = Transform(transform.kind, tuple(transform.constants), sizes)
 
-    def __call__(self, module: torch.nn.Module, counts: bool = False) -> Network | Table:
+    def __call__(self, module: torch.nn.Module, counts: bool = False) -> Network | Splines:
         kinds = self.kinds
         if type(module) is radial.RadialMLP:
             layers = tuple(dense_weights(dense) for dense in module.layers)

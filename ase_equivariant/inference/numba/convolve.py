@@ -16,6 +16,7 @@ from ase_equivariant.inference.program import Convolve
 from ase_equivariant.nn.fused import Path
 
 EDGES = 4  # at a time, so that each load of a sum serves four products
+RADIAL = "table, slope_table, constants"  # arrays of the radial functions
 
 
 class ConvolveKernel:
@@ -56,7 +57,7 @@ def _forward(paths: tuple[Path, ...], weights: int) -> str:
     edges = range(EDGES)
     lines = [
         "@summing",
-        "def forward(a, b, first, senders, species, lengths, y, h, rows, kinds, table, constants, out):",
+        f"def forward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, out):",
         f"    R, D = np.empty(({EDGES}, {weights}), real), np.empty({weights}, real)",
         f"    {', '.join(f'r{q}' for q in edges)} = {', '.join(f'R[{q}]' for q in edges)}",
         "    for n in range(a, b):",
@@ -65,7 +66,7 @@ def _forward(paths: tuple[Path, ...], weights: int) -> str:
         f"            stop = min(start + {EDGES}, end)",
         "            R[stop - start :] = real(0.0)",
         "            for e in range(start, stop):",
-        "                values_only(lengths[e], kind[species[senders[e]]], table, constants, R[e - start], D, 0)",
+        f"                values_only(lengths[e], kind[species[senders[e]]], {RADIAL}, R[e - start], D, 0)",
     ]
     for q in edges:  # beyond the last edge, the last with weights of zero
         lines.append(f"            e{q} = min(start + {q}, end - 1)")
@@ -106,13 +107,13 @@ def _forward_path(path: Path, edges: list[str]) -> list[str]:
 def _backward(paths: tuple[Path, ...], weights: int, sends: bool) -> str:
     lines = [
         "@summing",
-        "def backward(a, b, first, senders, species, lengths, y, h, rows, kinds, table, constants, g, dh, dy, dr):",
+        f"def backward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, g, dh, dy, dr):",
         f"    R, D = np.empty({weights}, real), np.empty({weights}, real)",
         "    for n in range(a, b):",
         "        hj, o = h[rows[n]], dh[n]",
         "        for e in range(first[n], first[n + 1]):",
         "            gi, ye, dye, slope = g[senders[e]], y[e], dy[e], real(0.0)",
-        "            radial(lengths[e], kinds[species[senders[e]], species[n]], table, constants, R, D, 0)",
+        f"            radial(lengths[e], kinds[species[senders[e]], species[n]], {RADIAL}, R, D, 0)",
     ]
     for path in paths:
         lines += [f"            {line}" for line in _backward_path(path, sends)]

@@ -6,17 +6,17 @@ import numpy as np
 
 from ase_equivariant.inference.numba.networks import network_source
 from ase_equivariant.inference.radial import Network
-from ase_equivariant.inference.splines import DEGREE, Table
+from ase_equivariant.inference.splines import DEGREE, Spline, Splines
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def radial_functions(radial: Network | Table, dtype: np.dtype) -> Exact | Interpolated:
-    """Source of `radial(length, kind, table, constants, values, slopes, at)`, and its arrays.
+def radial_functions(radial: Network | Splines, dtype: np.dtype) -> Exact | Interpolated:
+    """Source of `radial(length, kind, table, slope_table, constants, values, slopes, at)`, and its arrays.
 
     It writes values and slopes [at, at + num_weights); `values_only` writes no slopes.
     """
-    return Interpolated(radial, dtype) if isinstance(radial, Table) else Exact(radial, dtype)
+    return Interpolated(radial, dtype) if isinstance(radial, Splines) else Exact(radial, dtype)
 
 
 class Exact:
@@ -27,60 +27,71 @@ class Exact:
         self.source = _function("values_only", body) + _function("radial", body)
         count = max(len(layer) for layer in network.layers)
         layers = [layer.reshape(len(layer), -1).repeat(count // len(layer), 0) for layer in network.layers]
+        table = np.concatenate(layers, 1).astype(dtype)
         constants = network.basis.frequencies[None]
         if network.transform is not None:
             sizes = network.transform.sizes[:, None]
             constants = np.hstack([constants.repeat(len(sizes), 0), sizes])
-        self._arrays = network.kinds, np.concatenate(layers, 1).astype(dtype), constants
+        self._arrays = network.kinds, table, table, constants
 
     def arrays(self, species: np.ndarray) -> Arrays:
         return self._arrays
 
 
 class Interpolated:
-    """Splines; a table joins the others when a structure first has its kind of edges.
+    """Splines; one joins the others, row after row, when a structure first has its kind of edges.
 
-    Threads that meet new kinds at once may lose each other's tables, and make them again.
+    Constants of each are its inverse spacing, last interval and first row. Threads that meet new kinds at once may lose
+    each other's splines, and make them again.
     """
 
-    def __init__(self, table: Table, dtype: np.dtype):
-        self.source, self.table = _table_source(table), table
-        shapes = [(0, table.n_intervals + degree, table.num_weights) for degree in (DEGREE, DEGREE - 1)]
-        places = np.full(int(table.kinds.max()) + 1, -1)  # of the kinds in the tables
-        self._known = b"", places, [np.empty(shape, dtype) for shape in shapes]  # of values and of slopes
+    def __init__(self, splines: Splines, dtype: np.dtype):
+        self.source, self.splines = _spline_source(splines.num_weights), splines
+        places = np.full(int(splines.kinds.max()) + 1, -1)  # of the kinds among the constants
+        rows = np.empty((0, splines.num_weights), dtype)
+        self._known = b"", places, (rows, rows, np.empty((0, 3)))
 
     def arrays(self, species: np.ndarray) -> Arrays:
         """`species` [n] are those that a structure has, each once."""
-        key, places, tables = self._known
+        key, places, arrays = self._known
         if key != species.tobytes():
-            needed = np.unique(self.table.kinds[np.ix_(species, species)])
+            needed = np.unique(self.splines.kinds[np.ix_(species, species)])
             missing = needed[places[needed] < 0]
-            if len(missing):
-                added = zip(*(self.table.coefficients(kind) for kind in missing.tolist()), strict=True)
-                places = places.copy()
-                places[missing] = np.arange(len(tables[0]), len(tables[0]) + len(missing))
-                tables = [np.concatenate([old, np.stack(new).astype(old.dtype)]) for old, new in zip(tables, added)]
-            self._known = species.tobytes(), places, tables
-        return places[self.table.kinds], *tables
+            places = places.copy()
+            places[missing] = np.arange(len(missing)) + len(arrays[2])
+            for kind in missing.tolist():
+                arrays = _joined(arrays, self.splines.fit(kind)[0])
+            self._known = species.tobytes(), places, arrays
+        return places[self.splines.kinds], *arrays
+
+
+def _joined(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], spline: Spline) -> tuple[np.ndarray, ...]:
+    constants = 1.0 / spline.spacing, spline.n_intervals - 1.0, len(arrays[0])
+    padded = np.pad(spline.slopes, ((0, 1), (0, 0)))
+    added = spline.coefficients, padded, np.array([constants])
+    return tuple(np.concatenate([old, new.astype(old.dtype)]) for old, new in zip(arrays, added, strict=True))
 
 
 def _function(name: str, body: list[str]) -> str:
-    head = ["@inlined", f"def {name}(length, kind, table, constants, values, slopes, at):"]
+    head = ["@inlined", f"def {name}(length, kind, table, slope_table, constants, values, slopes, at):"]
     return "\n".join([*head, *(f"    {line}" for line in body), ""])
 
 
-def _table_source(table: Table) -> str:
-    lines = ["x = length * INVERSE", "i = min(int(x), LAST)", "t = x - i", "b0_0 = 1.0"]
+def _spline_source(num_weights: int) -> str:
+    lines = [
+        "x = length * constants[kind, 0]",
+        "i = min(int(x), int(constants[kind, 1]))",
+        "t, row, b0_0 = x - i, i + int(constants[kind, 2]), 1.0",
+    ]
     for d in range(1, DEGREE + 1):
         for j in range(d + 1):
             left = [f"(t + {d - j}.0) * b{d - 1}_{j - 1}"] if j > 0 else []
             right = [f"({j + 1}.0 - t) * b{d - 1}_{j}"] if j < d else []
             lines.append(f"b{d}_{j} = ({' + '.join(left + right)}) / {d}.0")
-    values = [f"v{j}, r{j} = real(b{DEGREE}_{j}), table[kind, i + {j}]" for j in range(DEGREE + 1)]
-    slopes = [f"s{j}, q{j} = real(b{DEGREE - 1}_{j}), constants[kind, i + {j}]" for j in range(DEGREE)]
+    lines += [f"v{j}, r{j} = real(b{DEGREE}_{j}), table[row + {j}]" for j in range(DEGREE + 1)]
+    slopes = [f"s{j}, q{j} = real(b{DEGREE - 1}_{j}), slope_table[row + {j}]" for j in range(DEGREE)]
     value = " + ".join(f"v{j} * r{j}[k]" for j in range(DEGREE + 1))
     slope = " + ".join(f"s{j} * q{j}[k]" for j in range(DEGREE))
-    loop = [f"for k in range({table.num_weights}):", f"    values[at + k] = {value}"]
-    constants = f"INVERSE = {1.0 / table.spacing!r}\nLAST = {table.n_intervals - 1}\n"
-    both = [*lines, *values, *slopes, *loop, f"    slopes[at + k] = {slope}"]
-    return constants + _function("values_only", [*lines, *values, *loop]) + _function("radial", both)
+    loop = [f"for k in range({num_weights}):", f"    values[at + k] = {value}"]
+    both = [*lines, *slopes, *loop, f"    slopes[at + k] = {slope}"]
+    return _function("values_only", [*lines, *loop]) + _function("radial", both)
