@@ -6,6 +6,7 @@ program never leaves out a part of a model in silence.
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import fields
 
 import torch
@@ -52,7 +53,7 @@ def _check_settings(config: object, plain: set[str], choices: dict[str, tuple]) 
     for field in fields(config):
         value, allowed = getattr(config, field.name), choices.get(field.name, (field.default,))
         if field.name not in PLAIN | plain and value not in allowed:
-            raise CannotLowerError(f"{field.name} = {value!r}" if isinstance(value, str) else field.name)
+            raise CannotLowerError(f"{field.name} = {reprlib.repr(value)}")
 
 
 def _repulsion(potential: Potential) -> list[Repel]:
