@@ -88,10 +88,9 @@ def test_float32_is_near_eager_in_float64_for_every_composition_in_turn(potentia
     assert same_bits(found[0], found[2])
 
 
-def test_the_repulsion_matters_here(potential):
-    graph = batch(potential)
-    without = made(MODELS["foundation"] | {"pair_repulsion": None})
-    with_it = made(MODELS["foundation"])
+def test_the_repulsion_matters_here():
+    with_it, without = (made(MODELS["foundation"] | change) for change in ({}, {"pair_repulsion": None}))
+    graph = batch(with_it)
     assert (predict(with_it, graph).forces - predict(without, graph).forces).abs().max() > 0.1
 
 
