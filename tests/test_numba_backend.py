@@ -27,7 +27,14 @@ CPU = torch.device("cpu")
 SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
 CONFIGS = {
     "mace": {**SMALL, "hidden_irreps": "2x0e+2x1o", "correlation": 2},
-    "nequip": {**SMALL, "hidden_irreps": "3x0e+2x1o", "num_interactions": 2, "normalisation": "rms", "resnet": True},
+    "nequip": {
+        **SMALL,
+        "hidden_irreps": "3x0e+2x1o",
+        "num_interactions": 2,
+        "normalisation": "rms",
+        "resnet": True,
+        "species_neighbors": (3.0, 5.0, 2.0, 7.0, 9.0),
+    },
     "botnet": {**SMALL, "hidden_irreps": "3x0e+2x1o", "num_interactions": 2, "radial": "element"},
 }
 
