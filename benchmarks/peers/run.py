@@ -1,115 +1,109 @@
-"""Time a force call of ASE against mace-torch on equal models, side by side.
+"""Time a force call of ASE against other programs on equal models, side by side.
 
-    python benchmarks/peers/run.py --peer ENVIRONMENT
+    python benchmarks/peers/run.py [CASE ...]
 
-MACE 128x0e, l_max 3, correlation 3, 6 Å, random weights, float32, on bulk silicon: energy and forces of structures that
-move a little from step to step. The peer's environment is made by `python -m venv ENVIRONMENT` and `ENVIRONMENT/bin/pip
-install torch==2.13.0 mace-torch==0.3.16`; without it ours are compared with each other. All processes stay alive and
-take turns, so that whatever else the machine does meets them alike: ratios of one turn mean more than milliseconds.
+A peer writes the model, with random weights, in its own format; all sides open that file, and are timed only when they
+agree on energy and forces of the case's structure. Environments and models are made on first use. A case is added to
+the results of earlier runs; running out of memory, or a peer that does not install, is an entry like any other.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-RESULTS = HERE.parent / "results"
-STEPS = 3  # per turn; a turn counts by the fastest
+from cases import CASES, Case
+from environments import NotInstalledError, interpreter
+from summary import draw, tables
+from turns import HERE, ROOT, WRITERS, Setting, measure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, help="environment of mace-torch")
-    parser.add_argument("--atoms", type=int, default=216, help="8 n³")
+    parser.add_argument("case", nargs="*", help=f"all of them by default: {', '.join(CASES)}")
+    parser.add_argument("--atoms", type=int, nargs="+", help="other sizes than the case's own")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    parser.add_argument("--memory", type=float, default=16.0, help="GiB that each process may allocate")
+    parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="folder of environments and models")
+    parser.add_argument("--results", type=Path, default=HERE.parent / "results", help="folder to write to")
     args = parser.parse_args()
-    sides = {
-        f"ours, {backend}": Side([sys.executable, HERE / "ours.py", "--backend", backend], args, PYTHONPATH=str(ROOT))
-        for backend in ("numba", "eager")
+    unknown = [name for name in args.case if name not in CASES]
+    if unknown:
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    setting = Setting(args.peers.resolve(), args.threads, args.memory, args.turns)
+    disagreements = []
+    for name in args.case or CASES:
+        model = model_file(name, CASES[name], setting)
+        for n_atoms in args.atoms or CASES[name].sizes:
+            print(f"{name}, {n_atoms} atoms", flush=True)
+            entry = run(CASES[name], n_atoms, model, setting)
+            store(args.results, name, entry)
+            disagreements += [
+                f"{name}, {n_atoms} atoms, {side}: {row['failed']}"
+                for side, row in entry["sides"].items()
+                if row.get("failed", "").startswith("disagrees")
+            ]
+    print((args.results / "peers.md").read_text())
+    if disagreements:
+        raise SystemExit("\n".join(disagreements))
+
+
+def model_file(name: str, case: Case, setting: Setting) -> Path:
+    """The case's file; one with random weights is written once, named by its arguments."""
+    if isinstance(case.model, Path):
+        if not case.model.exists():
+            raise SystemExit(f"case {name} needs {case.model}; leave it out, or put the file there")
+        return case.model
+    environment, variables, suffix = WRITERS[case.writer]
+    arguments = json.dumps(case.model)
+    stem = f"{case.writer}-{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
+    file = setting.peers / "models" / (stem + suffix)
+    if not file.exists():
+        print(f"writing {file}", flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            python = interpreter(environment, setting.peers)
+        except NotInstalledError as error:
+            raise SystemExit(f"{environment}, which writes the model of {name}, does not install: {error}") from error
+        command = [python, HERE / "writers.py", case.writer, arguments, file]
+        subprocess.run(command, env=setting.variables(variables), check=True, stdout=subprocess.DEVNULL)
+    return file
+
+
+def run(case: Case, n_atoms: int, model: Path, setting: Setting) -> dict:
+    """Everything about one case and size."""
+    command = [sys.executable, HERE / "machine.py", str(setting.threads)]
+    peaks = json.loads(subprocess.run(command, env=setting.variables({}), check=True, capture_output=True).stdout)
+    machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **peaks}
+    sides = measure(case.sides, model, case.structure(n_atoms), setting)
+    return {
+        "what": case.what,
+        "atoms": n_atoms,
+        "threads": setting.threads,
+        "memory_limit_GiB": setting.memory,
+        "turns": setting.turns,
+        "machine": machine,
+        "sides": sides,
     }
-    if args.peer:
-        # e3nn 0.4.4 unpickles its constants, which torch >= 2.6 refuses unless told
-        switch = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-        sides["mace-torch"] = Side([args.peer / "bin" / "python", HERE / "mace_torch.py"], args, **switch)
-    for turn in range(args.turns):
-        times = ", ".join(f"{name} {side.turn():.1f} ms" for name, side in sides.items())
-        print(f"turn {turn + 1}: {times}", flush=True)
-    report(sides, args)
 
 
-class Side:
-    """One of the processes."""
-
-    def __init__(self, command: list, args: argparse.Namespace, **environment: str):
-        threads = str(args.threads)
-        self.process = subprocess.Popen(
-            [*command, "--atoms", str(args.atoms), "--threads", threads],
-            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"it stopped before its first step: {' '.join(map(str, command))}")
-        self.facts = json.loads(line)
-        self.turns: list[float] = []
-
-    def turn(self) -> float:
-        times = []
-        for _ in range(STEPS):
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-            times.append(float(self.process.stdout.readline()))
-        self.turns.append(min(times))
-        return self.turns[-1]
-
-    def end(self) -> None:
-        self.process.stdin.close()
-        self.facts |= json.loads(self.process.stdout.readline())
-        self.process.wait()
-
-
-def report(sides: dict[str, Side], args: argparse.Namespace) -> None:
-    """Print medians and ratios to the first side, and write them down with versions and machine."""
-    first = next(iter(sides.values()))
-    result = {
-        "what": "ASE step, energy and forces: MACE 128x0e, l_max 3, correlation 3, 6 Å, bulk Si, float32",
-        "machine": {"processor": processor(), "threads": args.threads, "python": platform.python_version()},
-    }
-    lines = [
-        "| code | ms per step | µs per atom | times slower, median (range) | peak memory, MiB |",
-        "|---|---|---|---|---|",
-    ]
-    for name, side in sides.items():
-        side.end()
-        ratios = [theirs / ours for theirs, ours in zip(side.turns, first.turns, strict=True)]
-        time = median(side.turns)
-        result[name] = {
-            **side.facts,
-            "median_ms": round(time, 2),
-            "turns_ms": [round(t, 2) for t in side.turns],
-            "over_first": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
-        }
-        spread = f"{median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})"
-        per_atom = 1e3 * time / side.facts["atoms"]
-        lines.append(f"| {name} | {time:.1f} | {per_atom:.0f} | {spread} | {side.facts['peak_memory_MiB']} |")
-    table = "\n".join(lines) + "\n"
-    print(table)
-    origin = f"`python benchmarks/peers/run.py`, {first.facts['atoms']} atoms, {args.threads} threads"
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "peers.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    (args.results / "peers.md").write_text(f"{table}\n{origin}, {processor()}\n")
+def store(folder: Path, name: str, entry: dict) -> None:
+    """Add the entry to the JSON file, and make table and plot from the whole of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "peers.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    sizes = {**results.get(name, {}), str(entry["atoms"]): entry}
+    results[name] = dict(sorted(sizes.items(), key=lambda item: int(item[0])))
+    file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    (folder / "peers.md").write_text(tables(results))
+    draw(results, folder / "peers_scaling.png")
 
 
 def processor() -> str:

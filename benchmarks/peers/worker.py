@@ -1,64 +1,83 @@
-"""A force call as a long-lived process: it announces itself, then makes one timed ASE step for each line it reads.
+"""A force call as a long-lived process: it says what it computes, then takes a turn of ASE steps for each line it reads.
 
-All sides run this loop on one structure; they differ only in the calculator.
+All sides run this loop on one model file and one structure; they differ only in the calculator.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+import traceback
 from importlib.metadata import version
 
 import numpy as np
-import torch
-from ase.build import bulk
-from ase.calculators.calculator import Calculator
+from ase import Atoms
+from ase.io import read
+from calculators import CALCULATORS
 
-MODEL = {
-    "hidden_irreps": "128x0e",
-    "l_max": 3,
-    "correlation": 3,
-    "num_interactions": 2,
-    "num_bessel": 8,
-    "envelope_power": 5,
-    "radial_mlp": [64, 64, 64],
-    "readout_mlp": 16,
-    "cutoff": 6.0,
-    "avg_num_neighbors": 44.5,
-}
 WARM_UP = 3  # steps
+AMPLITUDE = 0.1  # Å, of each coordinate: crystals at room temperature
+FREQUENCY = 0.105  # radians per step: 60 steps are a period, and no position comes back
+TURN = 1.0  # s at least; a turn counts by its mean, which has the neighbour lists of a real run in it
+MEMORY = re.compile("memory|bad_alloc|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
 
-def serve(make: Callable[[argparse.Namespace], tuple[Calculator, dict]], packages: list[str]) -> None:
-    """Serve steps of the calculator; a line on stdin is one step, a line out its milliseconds."""
+def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--atoms", type=int, required=True, help="8 n³")
+    parser.add_argument("calculator", choices=CALCULATORS)
+    parser.add_argument("model")
+    parser.add_argument("structure", help="a file with full precision, as .traj")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--memory", type=float, required=True, help="GiB this process may allocate")
     args = parser.parse_args()
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries greet on stdout
-    torch.set_num_threads(args.threads)
-    atoms = bulk("Si", cubic=True) * round((args.atoms / 8) ** (1 / 3))
-    atoms.rattle(0.05, seed=1)
-    atoms.calc, facts = make(args)
-    random = np.random.default_rng(0)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries greet on stdout
+    limit = int(args.memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if hasattr(os, "sched_setaffinity"):  # XLA and BLAS libraries take all cores they see
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    try:
+        for answer in serve(args):
+            print(json.dumps(answer), file=answers, flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}"
+        failure = "out of memory" if MEMORY.search(text) else text.splitlines()[0]
+        print(json.dumps({"failed": failure}), file=answers, flush=True)
 
-    def step() -> None:
-        atoms.positions += random.normal(scale=1e-3, size=(len(atoms), 3))  # Å, as in dynamics
-        atoms.get_potential_energy()
+
+def serve(args: argparse.Namespace):
+    """Yield what it is and computes; then, per line on stdin, the milliseconds of a step; at last the peak memory."""
+    atoms: Atoms = read(args.structure)
+    start, random = atoms.positions.copy(), np.random.default_rng(0)
+    direction = AMPLITUDE * random.normal(size=start.shape)
+    atoms.calc, packages, facts = CALCULATORS[args.calculator](args.model, args.threads)
+    computed = {"forces": atoms.get_forces().tolist(), "energy": atoms.get_potential_energy()}
+    n = 0
+
+    def step() -> None:  # as dynamics asks: forces, then the energy of the same call
+        nonlocal n
+        n += 1
+        atoms.positions = start + np.sin(FREQUENCY * n) * direction
         atoms.get_forces()
+        atoms.get_potential_energy()
 
     for _ in range(WARM_UP):
         step()
-    facts |= {"atoms": len(atoms), "versions": {name: version(name) for name in packages}}
-    print(json.dumps(facts), file=answers, flush=True)
+    yield {**computed, "facts": {**facts, "versions": {name: version(name) for name in packages}}}
     for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(1e3 * (time.perf_counter() - start), file=answers, flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB on Linux
-    print(json.dumps({"peak_memory_MiB": round(peak)}), file=answers, flush=True)
+        steps, begin = 0, time.perf_counter()
+        while time.perf_counter() < begin + TURN or not steps:
+            step()
+            steps += 1
+        yield {"ms": 1e3 * (time.perf_counter() - begin) / steps}
+    yield {"peak_memory_MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}  # kB on Linux
+
+
+if __name__ == "__main__":
+    main()

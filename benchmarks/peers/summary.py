@@ -1,0 +1,79 @@
+"""The stored runs as tables in Markdown, and as a picture of the cost per atom over the number of atoms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+COLUMNS = (
+    "atoms",
+    "code",
+    "ms per step",
+    "µs per atom",
+    "times slower, median (range)",
+    "peak memory, MiB",
+    "energy, eV/atom",
+    "forces, eV/Å",
+)
+
+
+def tables(results: dict) -> str:
+    """A table per case; versions, threads and machine below it."""
+    parts = [
+        "An ASE step (forces, and energy of the same call), single precision, sides taking turns; every side opens the same\n"
+        "model file. Last columns: largest differences to the first line of the same size, on the same structure.\n"
+    ]
+    for name, sizes in results.items():
+        lines = [COLUMNS, ["---"] * len(COLUMNS)]
+        for entry in sizes.values():
+            lines += [line(entry["atoms"], side, row) for side, row in entry["sides"].items()]
+        table = "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+        settings = dict.fromkeys(about(entry) for entry in sizes.values())  # a set that keeps its order
+        what = next(iter(sizes.values()))["what"]
+        parts.append(f"## {name}: {what}\n\n{table}\n\n" + "\n".join(settings) + "\n")
+    return "\n".join(parts)
+
+
+def line(atoms: int, side: str, row: dict) -> list:
+    """Cells of one side; what failed says why instead of its time."""
+    agreement = [f"{value:.1e}" for value in row["agreement"].values()] or ["", ""]
+    if "failed" in row:
+        return [atoms, side, row["failed"], "", "", "", *agreement]
+    ratio, ms = row["ratio"], row["ms"]
+    spread = f"{ratio['median']:.1f} ({ratio['min']:.1f}–{ratio['max']:.1f})"
+    return [atoms, side, f"{ms:.4g}", f"{1e3 * ms / atoms:.4g}", spread, row["peak_memory_MiB"], *agreement]
+
+
+def about(entry: dict) -> str:
+    """How an entry was made, in a line."""
+    machine = entry["machine"]
+    versions = {}
+    for row in entry["sides"].values():
+        versions |= row.get("versions", {})
+    programs = ", ".join(
+        f"{name} {number}" for name, number in sorted(versions.items()) if name not in ("torch", "e3nn")
+    )
+    return (
+        f"{entry['threads']} threads of {machine['processor']}, sgemm {machine['sgemm_GFLOP_per_s']} GFLOP/s, "
+        f"copy {machine['copy_GB_per_s']} GB/s; {entry['memory_limit_GiB']:g} GiB per process; {programs}.  "
+    )
+
+
+def draw(results: dict, file: Path) -> None:
+    """µs per atom over atoms, if there is a case of several sizes."""
+    sizes = max(results.values(), key=len)
+    if len(sizes) < 2:
+        return
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for side in dict.fromkeys(side for entry in sizes.values() for side in entry["sides"]):
+        rows = {entry["atoms"]: entry["sides"].get(side, {}) for entry in sizes.values()}
+        points = [(atoms, 1e3 * row["ms"] / atoms) for atoms, row in rows.items() if "ms" in row]
+        end = [atoms for atoms, row in rows.items() if row.get("failed") == "out of memory"]
+        label = f"{side} (out of memory at {end[0]})" if end else side
+        if points:
+            axes.loglog(*zip(*points), "o-", label=label)
+    axes.set(xlabel="atoms", ylabel="µs per atom and step", title=next(iter(sizes.values()))["what"])
+    axes.legend()
+    figure.savefig(file, dpi=150)
