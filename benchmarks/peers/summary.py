@@ -21,7 +21,7 @@ COLUMNS = (
 def tables(results: dict) -> str:
     """A table per case; versions, threads and machine below it."""
     parts = [
-        "An ASE step (forces, and energy of the same call), single precision, sides taking turns; every side opens the same\n"
+        "An ASE step (forces, and energy of the same call), single precision, sides taking turns; all open the same\n"
         "model file. Last columns: largest differences to the first line of the same size, on the same structure.\n"
     ]
     for name, sizes in results.items():
@@ -48,12 +48,8 @@ def line(atoms: int, side: str, row: dict) -> list:
 def about(entry: dict) -> str:
     """How an entry was made, in a line."""
     machine = entry["machine"]
-    versions = {}
-    for row in entry["sides"].values():
-        versions |= row.get("versions", {})
-    programs = ", ".join(
-        f"{name} {number}" for name, number in sorted(versions.items()) if name not in ("torch", "e3nn")
-    )
+    pairs = {pair for row in entry["sides"].values() for pair in row.get("versions", {}).items()}
+    programs = ", ".join(" ".join(pair) for pair in sorted(pairs))
     return (
         f"{entry['threads']} threads of {machine['processor']}, sgemm {machine['sgemm_GFLOP_per_s']} GFLOP/s, "
         f"copy {machine['copy_GB_per_s']} GB/s; {entry['memory_limit_GiB']:g} GiB per process; {programs}.  "

@@ -18,11 +18,11 @@ from statistics import median
 
 import numpy as np
 from ase import Atoms
-from environments import DoesNotInstall, interpreter
+from environments import NotInstalledError, interpreter
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TOLERANCE = 1e-3  # of the largest force, and of the energy: single precision is ten times better, another model a thousand times worse
+TOLERANCE = 1e-3  # of the largest force, and of the energy; another model is a thousand times worse
 # e3nn 0.4.4 unpickles its constants, which torch >= 2.6 refuses unless told
 UNPICKLE = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 PEERS = {  # environment, variables
@@ -55,22 +55,24 @@ class Side:
     def __init__(self, name: str, model: Path, structure: Path, setting: Setting):
         self.name, self.facts, self.times, self.failed = name, {}, [], ""
         self.agreement: dict[str, float] = {}
+        self.process: subprocess.Popen | None = None
         environment, variables = PEERS.get(name, ("", {"PYTHONPATH": str(ROOT)}))
         try:
             python = interpreter(environment, setting.peers) if environment else sys.executable
-        except DoesNotInstall as error:
+        except NotInstalledError as error:
             self.failed = f"does not install: {error}"
             return
         limits = ["--threads", str(setting.threads), "--memory", str(setting.memory)]
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
-        self.process = subprocess.Popen(
-            [python, HERE / "worker.py", name, model, structure, *limits],
-            env=setting.variables(variables),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-        )
+        self.errors = structure.with_name(f"{name}.txt")
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [python, HERE / "worker.py", name, model, structure, *limits],
+                env=setting.variables(variables),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
 
     def answer(self) -> dict:
         """The process's next line; empty when it failed."""
@@ -82,8 +84,7 @@ class Side:
     def _last_words(self) -> str:
         """Why a process ended without a word: the system or a library ends those without memory."""
         code = self.process.wait()
-        self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines()[-20:]
+        lines = self.errors.read_text(errors="replace").strip().splitlines()[-20:]
         starved = code == -9 or re.search("memory|bad_alloc", "\n".join(lines), re.IGNORECASE)
         return "out of memory" if starved else (lines or [f"it ended with code {code}"])[-1]
 
@@ -98,9 +99,9 @@ class Side:
         self.times.append(self.answer().get("ms", float("nan")))
 
     def end(self) -> None:
-        if not self.failed:
+        if self.process:
             self.process.stdin.close()
-            self.facts |= self.answer()
+            self.facts |= self.answer() if not self.failed else {}
             self.process.wait()
 
 
@@ -130,18 +131,18 @@ def measure(names: Sequence[str], model: Path, structure: Atoms, setting: Settin
             sides.append(Side(name, model, file, setting))
             sides[-1].start()
             print(f"  {name}: {sides[-1].failed or 'ready'}", flush=True)
-    if sides[0].failed:
-        raise SystemExit(f"{names[0]}, with which the others are compared, failed: {sides[0].failed}")
-    compare(sides)
-    for turn in range(setting.turns):
-        running = [side for side in sides if not side.failed]
-        for side in running:
-            side.turn()
-        times = ", ".join(f"{side.name} {side.times[-1]:.2f} ms" for side in running)
-        print(f"  turn {turn + 1}: {times}", flush=True)
-    for side in sides:
-        side.end()
-    return {side.name: row(side, sides[0]) for side in sides}
+        if sides[0].failed:
+            raise SystemExit(f"{names[0]}, with which the others are compared, failed: {sides[0].failed}")
+        compare(sides)
+        for turn in range(setting.turns):
+            running = [side for side in sides if not side.failed]
+            for side in running:
+                side.turn()
+            times = ", ".join(f"{side.name} {side.times[-1]:.2f} ms" for side in running)
+            print(f"  turn {turn + 1}: {times}", flush=True)
+        for side in sides:
+            side.end()
+        return {side.name: row(side, sides[0]) for side in sides}
 
 
 def row(side: Side, first: Side) -> dict:

@@ -1,4 +1,4 @@
-"""A force call as a long-lived process: it says what it computes, then takes a turn of ASE steps for each line it reads.
+"""A force call as a long-lived process: it says what it computes, then takes a turn of ASE steps per line it reads.
 
 All sides run this loop on one model file and one structure; they differ only in the calculator.
 """

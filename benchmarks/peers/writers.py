@@ -1,4 +1,4 @@
-"""A peer writes a model with random weights in its own format: `python writers.py KIND ARGUMENTS FILE` in its environment.
+"""A peer writes a model with random weights in its own format; `python writers.py KIND ARGUMENTS FILE`, where it lives.
 
 All sides open that very file, so their models are equal; the seed is fixed, so it is the same file on every machine.
 """
