@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,8 @@ def nequip_compiled(model: str, threads: int) -> Made:
 
 
 def nequix(model: str, threads: int) -> Made:
+    if hasattr(os, "sched_setaffinity"):  # XLA takes all cores it sees, whatever the variables say
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     from nequix.calculator import NequixCalculator
 
     return NequixCalculator(model_path=model, use_kernel=False), ["jax", "nequix"], {}

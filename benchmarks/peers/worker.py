@@ -39,8 +39,6 @@ def main() -> None:
     os.dup2(2, 1)  # libraries greet on stdout
     limit = int(args.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    if hasattr(os, "sched_setaffinity"):  # XLA and BLAS libraries take all cores they see
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     try:
         for answer in serve(args):
             print(json.dumps(answer), file=answers, flush=True)

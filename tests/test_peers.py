@@ -1,0 +1,87 @@
+"""The comparison with other programs, without any of them: agreement, limits, failures and the table."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny import tiny_potential
+
+from ase_equivariant import EquivariantCalculator, save_potential
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "peers"))
+import turns  # noqa: E402
+from cases import CASES, silicon, water  # noqa: E402
+from environments import PACKAGES, NotInstalledError  # noqa: E402
+from summary import draw, tables  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    return turns.Setting(peers=tmp_path_factory.mktemp("peers"), threads=1, memory=16.0, turns=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    file = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_potential(tiny_potential(), file)
+    return file
+
+
+@pytest.fixture
+def no_peer_installs(monkeypatch):
+    def refuse(name, folder):
+        raise NotInstalledError(f"no {name} today")
+
+    monkeypatch.setattr(turns, "interpreter", refuse)
+
+
+def side(potential, atoms, dtype="float32"):
+    """What a process of this potential would have said."""
+    atoms.calc = EquivariantCalculator(potential, device="cpu", dtype=dtype, backend="eager")
+    results = {"forces": atoms.get_forces().tolist(), "energy": atoms.get_potential_energy()}
+    return SimpleNamespace(results=results, failed="")
+
+
+def test_equal_models_agree_and_one_weight_more_is_a_disagreement():
+    atoms, potential, other = silicon(8), tiny_potential(), tiny_potential()
+    other.architecture.layers[0].linear.maps[0].weight.data.mul_(1.05)
+    sides = side(potential, atoms), side(potential, atoms, "float64"), side(other, atoms)
+    turns.compare(sides)
+    assert [one.failed[:9] for one in sides] == ["", "", "disagrees"]
+    assert 0 < sides[1].agreement["forces_eV_per_A"] < 1e-4 < sides[2].agreement["forces_eV_per_A"]
+
+
+def test_a_side_is_timed_and_one_that_does_not_install_is_an_entry(model, setting, no_peer_installs, tmp_path):
+    names = ("ours, eager", "mace-torch")
+    sides = turns.measure(names, model, silicon(8), setting)
+    assert sides["ours, eager"]["ms"] > 0 and sides["ours, eager"]["ratio"]["median"] == 1
+    assert sides["ours, eager"]["peak_memory_MiB"] > 50
+    machine = {"processor": "a processor", "sgemm_GFLOP_per_s": 100, "copy_GB_per_s": 10.0}
+    entry = {"what": "tiny", "threads": 1, "memory_limit_GiB": 16.0, "machine": machine, "sides": sides}
+    results = {"tiny": {str(n): {**entry, "atoms": n} for n in (8, 64)}}
+    table = tables(json.loads(json.dumps(results)))
+    assert table.count("| 64 |") == 2 and "does not install: no mace today" in table and "numba" in table
+    draw(results, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_process_that_needs_more_than_its_share_is_out_of_memory(model, setting):
+    small = turns.Setting(setting.peers, threads=1, memory=0.5, turns=1)
+    file = setting.peers / "structure.traj"
+    silicon(4096).write(file)
+    starved = turns.Side("ours, eager", model, file, small)
+    starved.start()
+    starved.end()
+    assert starved.failed == "out of memory"
+
+
+def test_every_case_is_whole():
+    for case in CASES.values():
+        assert case.sides[0].startswith("ours")
+        peers = [turns.PEERS[name][0] for name in case.sides if not name.startswith("ours")]
+        assert peers and all(name in PACKAGES for name in peers)
+        assert all(len(case.structure(n)) == n for n in case.sizes)
+    distances = water(192).get_all_distances(mic=True)
+    assert distances[distances > 0].min() > 0.9  # Å: no molecules on top of one another
