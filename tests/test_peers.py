@@ -56,21 +56,25 @@ def test_equal_models_agree_and_one_weight_more_is_a_disagreement():
 def test_a_side_is_timed_and_one_that_does_not_install_is_an_entry(model, setting, no_peer_installs, tmp_path):
     names = ("ours, eager", "mace-torch")
     sides = turns.measure(names, model, silicon(8), setting)
-    assert sides["ours, eager"]["ms"] > 0 and sides["ours, eager"]["ratio"]["median"] == 1
-    assert sides["ours, eager"]["peak_memory_MiB"] > 50
+    ours = sides["ours, eager"]
+    assert ours["ms"] > 0
+    assert ours["ratio"]["median"] == 1
+    assert ours["peak_memory_MiB"] > 50
     machine = {"processor": "a processor", "sgemm_GFLOP_per_s": 100, "copy_GB_per_s": 10.0}
     entry = {"what": "tiny", "threads": 1, "memory_limit_GiB": 16.0, "machine": machine, "sides": sides}
     results = {"tiny": {str(n): {**entry, "atoms": n} for n in (8, 64)}}
     table = tables(json.loads(json.dumps(results)))
-    assert table.count("| 64 |") == 2 and "does not install: no mace today" in table and "numba" in table
+    assert table.count("| 64 |") == 2
+    assert "does not install: no mace today" in table
     draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_a_process_that_needs_more_than_its_share_is_out_of_memory(model, setting):
-    small = turns.Setting(setting.peers, threads=1, memory=0.5, turns=1)
+    """The control is the test above: the same model and structure within 16 GiB."""
+    small = turns.Setting(setting.peers, threads=1, memory=0.1, turns=1)
     file = setting.peers / "structure.traj"
-    silicon(4096).write(file)
+    silicon(8).write(file)
     starved = turns.Side("ours, eager", model, file, small)
     starved.start()
     starved.end()
@@ -81,7 +85,8 @@ def test_every_case_is_whole():
     for case in CASES.values():
         assert case.sides[0].startswith("ours")
         peers = [turns.PEERS[name][0] for name in case.sides if not name.startswith("ours")]
-        assert peers and all(name in PACKAGES for name in peers)
+        assert peers
+        assert all(name in PACKAGES for name in peers)
         assert all(len(case.structure(n)) == n for n in case.sizes)
     distances = water(192).get_all_distances(mic=True)
     assert distances[distances > 0].min() > 0.9  # Å: no molecules on top of one another

@@ -13,6 +13,13 @@ from ase.calculators.calculator import Calculator
 Made = tuple[Calculator, list[str], dict]  # with the packages whose versions matter, and more facts
 
 
+def tool(name: str, *arguments: str | Path) -> None:
+    """Run a program of this environment; what it said last is the error when it fails."""
+    done = subprocess.run([Path(sys.executable).with_name(name), *arguments], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+
+
 def ours(model: str, threads: int, backend: str) -> Made:
     import torch
 
@@ -38,8 +45,7 @@ def symmetrix(model: str, threads: int) -> Made:
 
     converted = Path(model).with_suffix(".json")
     if not converted.exists():
-        command = Path(sys.executable).with_name("symmetrix_extract_mace")
-        subprocess.run([command, "--model", model, "--output", converted], check=True)
+        tool("symmetrix_extract_mace", "--model", model, "--output", converted)
     return Symmetrix(str(converted), dtype="float32"), ["symmetrix-xl"], {}
 
 
@@ -58,11 +64,9 @@ def nequip_compiled(model: str, threads: int) -> Made:
     from nequip.integrations.ase import NequIPCalculator
 
     torch.set_num_threads(threads)
-    compiled = Path(model.removesuffix(".zip")).with_suffix(".pt2")
+    compiled = Path(model).with_suffix(".nequip.pt2")
     if not compiled.exists():
-        command = Path(sys.executable).with_name("nequip-compile")
-        options = ["--mode", "aotinductor", "--target", "ase", "--device", "cpu"]
-        subprocess.run([command, model, compiled, *options], check=True)
+        tool("nequip-compile", model, compiled, "--mode", "aotinductor", "--target", "ase", "--device", "cpu")
     return NequIPCalculator.from_compiled_model(compiled, device="cpu"), ["torch", "e3nn", "nequip"], {}
 
 

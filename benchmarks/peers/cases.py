@@ -68,7 +68,7 @@ MACE = {
     "readout_mlp": 16,
     "avg_num_neighbors": 44.5,
     "atomic_numbers": [14],
-    "scale": 1.0,
+    "scale": 100.0,  # forces of some eV/Å
 }
 NEQUIP = {
     "r_max": 4.5,

@@ -22,7 +22,7 @@ from environments import NotInstalledError, interpreter
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TOLERANCE = 1e-3  # of the largest force, and of the energy; another model is a thousand times worse
+TOLERANCE = 3e-4  # of the largest force, and of the energy: ten times what single precision and splines leave
 # e3nn 0.4.4 unpickles its constants, which torch >= 2.6 refuses unless told
 UNPICKLE = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 PEERS = {  # environment, variables
