@@ -73,7 +73,9 @@ def model_file(name: str, case: Case, setting: Setting) -> Path:
         except NotInstalledError as error:
             raise SystemExit(f"{environment}, which writes the model of {name}, does not install: {error}") from error
         command = [python, HERE / "writers.py", case.writer, arguments, file]
-        subprocess.run(command, env=setting.variables(variables), check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, env=setting.variables(variables), capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{environment} could not write the model of {name}:\n{done.stderr}")
     return file
 
 
