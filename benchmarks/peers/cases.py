@@ -68,7 +68,7 @@ MACE = {
     "readout_mlp": 16,
     "avg_num_neighbors": 44.5,
     "atomic_numbers": [14],
-    "scale": 100.0,  # forces of some eV/Å
+    "scale": 10.0,  # forces of some 0.1 eV/Å
 }
 NEQUIP = {
     "r_max": 4.5,
