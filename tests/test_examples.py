@@ -19,6 +19,9 @@ FILES = {
     "nvt.py": ["nvt.traj"],
     "npt.py": ["npt.traj"],
     "own_checkpoint.py": ["my-own.safetensors"],
+    "hydrogen_transfer.py": ["hydrogen_transfer.traj", "hydrogen_transfer.png"],
+    "spectrum.py": ["spectrum.png"],
+    "torsion_scan.py": ["torsion_scan.png"],
 }
 
 
@@ -27,10 +30,10 @@ def run(name: str, folder: Path, monkeypatch) -> str:
     monkeypatch.chdir(folder)
     save_potential(tiny_potential(), "tiny.safetensors")
     source = (EXAMPLES / name).read_text()
-    source = source.replace('"mace-mlearn"', '"tiny.safetensors"')
+    source = re.sub(r'"mace-(mlearn|acac)"', '"tiny.safetensors"', source)
     source = re.sub(r"(?<=STEPS = )\d+", "3", source)
     source = source.replace("REPEAT = 3", "REPEAT = 2")
-    exec(compile(source, name, "exec"), {"__name__": "__main__"})
+    exec(compile(source, name, "exec"), {"__name__": "__main__", "__file__": str(EXAMPLES / name)})
     return source
 
 
@@ -41,6 +44,21 @@ def test_an_example_is_short_and_runs(name, tmp_path, monkeypatch, capsys):
     assert "atoms.calc = EquivariantCalculator(" in source
     assert capsys.readouterr().out
     assert all((tmp_path / file).stat().st_size > 0 for file in FILES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "number", "expected", "tolerance"),
+    [
+        ("hydrogen_transfer.py", 300, r"barrier ([\d.]+) meV", 19.2, 0.5),  # 14.1 in the energies of the set
+        ("torsion_scan.py", 200, r"barrier ([\d.]+) meV", 4.5, 0.3),
+        ("spectrum.py", 1000, r"stretching (\d+) 1/cm", 3040, 60),  # as far as half a picosecond tells
+    ],
+)
+def test_acetylacetone_as_its_model_sees_it(name, steps, number, expected, tolerance, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = re.sub(r"(?<=STEPS = )\d+", str(steps), (EXAMPLES / name).read_text())
+    exec(compile(source, name, "exec"), {"__name__": "__main__", "__file__": str(EXAMPLES / name)})
+    assert float(re.search(number, capsys.readouterr().out)[1]) == pytest.approx(expected, abs=tolerance)
 
 
 def test_the_demo_relaxes_heats_and_leaves_pictures_trajectories_and_logs(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from ase.collections import dcdft
 
 import ase_equivariant
@@ -87,9 +88,12 @@ def test_every_link_in_the_documents_leads_somewhere():
 
 
 def test_every_model_has_a_card_and_a_configuration():
-    cards = re.findall(r"^## (\S+)$", (ROOT / "models" / "README.md").read_text(), flags=re.MULTILINE)
-    assert cards == ase_equivariant.available_models()
-    assert all((ROOT / "models" / f"{name}.yaml").exists() for name in cards)
+    _, *parts = re.split(r"^## (\S+)$", (ROOT / "models" / "README.md").read_text(), flags=re.MULTILINE)
+    cards = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert list(cards) == ase_equivariant.available_models()
+    for name, card in cards.items():
+        configurations = [ROOT / "models" / link for link in re.findall(r"\]\((\S+\.yaml)\)", card)]
+        assert name in {yaml.safe_load(path.read_text())["name"] for path in configurations}
 
 
 def test_no_file_holds_a_path_of_one_machine():

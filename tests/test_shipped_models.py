@@ -42,7 +42,7 @@ METADATA = (
     "provenance",
     "golden",
 )
-PROMISED = {"mace-mlearn"}
+PROMISED = {"mace-acac", "mace-mlearn"}
 SHIPPED = sorted(PROMISED.union(available_models()))  # a missing one fails its tests instead of having none
 METALS_AND_SEMICONDUCTORS = ("Cu", "Ni", "Mo", "Si", "Ge")
 MLEARN = ("Cu", "Ge", "Li", "Mo", "Ni", "Si")
@@ -77,7 +77,7 @@ def test_the_header_of_a_shipped_model_is_complete_and_its_file_small(name):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_golden_structures_of_a_shipped_model_are_reproduced(name, dtype):
     errors = verify_golden(load_potential(name).astype(getattr(torch, dtype)))
-    assert set(errors) == {"energy", "forces", "stress"}
+    assert set(errors) >= {"energy", "forces"}  # and stress, where a structure has a volume
     assert {key: error for key, error in errors.items() if not error <= TOLERANCES[dtype][key]} == {}
 
 
@@ -87,6 +87,10 @@ def test_golden_structures_notice_a_changed_weight(name):
     with torch.no_grad():
         next(potential.architecture.parameters()).mul_(1.001)
     assert verify_golden(potential)["energy"] > TOLERANCES["float64"]["energy"]
+
+
+def test_golden_crystals_have_a_stress():
+    assert "stress" in verify_golden(load_potential("mace-mlearn"))
 
 
 def test_elements_of_mace_mlearn():
