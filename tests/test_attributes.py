@@ -167,6 +167,13 @@ def test_training_says_that_it_does_not_support_them(potential, tmp_path):
         started_from(tmp_path / "a.safetensors", read_config(path)[0], None)
 
 
+def test_an_embedding_with_a_bias_is_refused():
+    root = as_record(BLOCKS["models"]["charge and spin"]["tree"])
+    root.get("joint_embedding.project.0").state["_parameters"]["bias"] = torch.ones(4)
+    with pytest.raises(ForeignFileError, match="projected by something else"):
+        import_mace(root)
+
+
 @pytest.mark.parametrize(
     ("name", "spec"),
     [

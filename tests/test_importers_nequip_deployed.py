@@ -120,6 +120,14 @@ def test_settings_that_cannot_be_rebuilt_are_named(place, key, value, reason):
         import_nequip(as_packaged(content))
 
 
+@pytest.mark.parametrize(("count", "names"), [(20_000, "H O"), (20_000, " ".join(map(str, range(20_000)))), (2, "H H")])
+def test_types_without_a_name_of_their_own_are_refused(count, names):
+    content = read_content(file_of("parity"))
+    content.root.get("model.model.func.one_hot").state["num_types"] = count
+    with pytest.raises(ForeignFileError, match=f"{count} types of atoms, with the names"):
+        as_packaged(replace(content, notes={**content.notes, "type_names": names}))
+
+
 @pytest.mark.parametrize("place", ["radial_basis.basis", "radial_basis.cutoff", "one_hot", "per_species_rescale"])
 def test_parts_that_cannot_be_rebuilt_are_named(place, monkeypatch):
     content = read_content(file_of("parity"))

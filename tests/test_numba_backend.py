@@ -186,6 +186,32 @@ def test_atoms_without_neighbours_do_not_count_as_agreement(mace):
         checked(batch(mace), True)
 
 
+def test_many_atoms_without_neighbours_have_no_piece(mace, fast):
+    far = Atoms("C201", positions=20.0 * np.arange(603).reshape(-1, 3))
+    graph, checked = from_atoms(far, mace.atomic_numbers, mace.cutoff), checked_against_eager(fast, mace)
+    assert same_bits(checked(graph, True), predict(mace, graph))
+
+
+def test_energies_of_isolated_atoms_do_not_hide_the_errors_of_bonds():
+    """All-electron energies are a thousand times what a structure is about."""
+    single = tiny_potential("mace", dtype=torch.float32, **CONFIGS["mace"])
+    single.atomic_energies -= 70_000.0
+    graph = batch(single)
+
+    def wrong(error):
+        def evaluate(graph, forces):
+            prediction = predict(single, graph, forces)
+            return replace(prediction, node_energies=prediction.node_energies + error)
+
+        return evaluate
+
+    good, bad = (checked_against_eager(wrong(error), single) for error in (1e-6, 0.1))
+    good(graph, True)
+    assert good.name == "numba"
+    with pytest.warns(UserWarning, match="eV/atom .* the reference backend is used instead"):
+        bad(graph, True)
+
+
 def test_an_absurd_first_structure_decides_nothing_and_the_next_one_does():
     single = load_potential("mace-mlearn").astype(torch.float32)
 

@@ -132,13 +132,17 @@ def test_a_full_disk_costs_one_warning(potential, folder, monkeypatch):
     assert (found == expected).all()
 
 
-def test_a_cache_that_cannot_be_written_costs_one_warning(potential, folder, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_costs_one_warning(potential, folder, tmp_path, monkeypatch, caplog):
     _, expected = start(potential)
+    assert "once on this machine" in caplog.text
+    caplog.clear()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="ASE_EQUIVARIANT_CACHE names another folder") as caught:
         _, found = start(potential)
     assert len(caught) == 1
+    assert "compiling kernels" in caplog.text
+    assert "once on this machine" not in caplog.text
     assert (found == expected).all()
 
 
@@ -172,7 +176,9 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("shared")
 
 
-def test_compiling_in_the_background_serves_the_next_calculator(potential, cache, monkeypatch):
+def test_compiling_in_the_background_serves_the_next_calculator(potential, cache, tmp_path, monkeypatch):
+    (tmp_path / "numba.py").write_text("raise ImportError('a file in the working folder')")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASE_EQUIVARIANT_CACHE", str(cache))
     monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
     with pytest.warns(UserWarning, match="compiled in the background.*another backend") as caught:

@@ -96,6 +96,16 @@ def test_a_network_that_no_spline_follows_is_kept():
     assert interpolated(wild) == (wild, 0.0)
 
 
+def test_functions_that_are_zero_or_not_numbers_are_told_apart():
+    lowered = network()
+    *first, last = lowered.layers
+    for factor, error in ((0.0, 0.0), (np.inf, None)):
+        with np.errstate(invalid="ignore"):
+            changed = replace(lowered, layers=(*first, factor * last))
+            radial, found = interpolated(changed)
+        assert (radial is not changed, found) == (error is not None, 0.0)
+
+
 def test_what_depends_on_species_alone_is_a_table():
     stages = lower(tiny_potential("mace"), exact=True).stages
     convolutions = [stage for stage in stages if isinstance(stage, Convolve)]

@@ -12,9 +12,9 @@ import torch
 from ase.calculators.calculator import InputError
 
 from ase_equivariant import importers, load_potential
-from ase_equivariant.importers import recognises
+from ase_equivariant.importers import _rebuild, recognises
 from ase_equivariant.importers.records import LEGACY, Content, ForeignFileError, read_content, read_records
-from ase_equivariant.importers.unpickling import tensors_out
+from ase_equivariant.importers.unpickling import record, tensors_out
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
@@ -222,6 +222,16 @@ def test_old_files_that_are_not_data_are_refused(data, message, tmp_path, monkey
         read_content(data)
     assert list(tmp_path.iterdir()) == []
     assert recognises(data)
+
+
+@pytest.mark.parametrize("levels", [1, 18])
+def test_modules_within_themselves_or_multiplied_are_refused(levels):
+    """A pickle of a few bytes can share a module at each level, or put it into itself."""
+    modules = [record("mace.modules.models.MACE", {}) for _ in range(levels)]
+    for module, inner in zip(modules, [*modules[1:], modules[0] if levels == 1 else record("mace.A", {})]):
+        module.state["_modules"] = {"a": inner, "b": inner}
+    with pytest.raises(ForeignFileError, match="modules hold each other"):
+        _rebuild(Content(modules[0]))
 
 
 def test_inert_parts_of_genuine_files_stay_closed():

@@ -14,6 +14,7 @@ from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.potential import Potential
 
 ZIP = b"PK\x03\x04"  # how the files of torch.save, torch.package and torch.jit.save begin
+MAX_MODULES = 100_000  # a hundred times what a large model has
 
 
 def recognises(data: bytes) -> bool:
@@ -38,8 +39,19 @@ def _rebuild(content: Content) -> Potential:
         return import_nequip(Content(checkpoint_records(root), notes=checkpoint_releases(root)))
     if not isinstance(root, Record):
         raise ForeignFileError(f"it holds a {type(root).__name__} instead of a model")
+    _check_tree(root)
     if root.name.startswith("mace."):
         return import_mace(as_modules(root, content) if content.code else root)
     if "sole_model" in root.named_children() or root.name.startswith("nequip."):
         return import_nequip(as_packaged(content))
     raise ForeignFileError(f"it holds {root.name}; known are the models of mace-torch and nequip")
+
+
+def _check_tree(root: Record) -> None:
+    """Refuse modules within themselves, and shared ones that a small file multiplies to millions."""
+    waiting, count = [root], 0
+    while waiting:
+        waiting += waiting.pop().children()
+        count += 1
+        if count + len(waiting) > MAX_MODULES:
+            raise ForeignFileError(f"its modules hold each other, or are more than {MAX_MODULES}")

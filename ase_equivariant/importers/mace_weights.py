@@ -78,8 +78,9 @@ def fill(ours: MACE, root: Record) -> None:
 def _fill_attributes(ours: AttributeEmbedding, embedding: Record) -> None:
     """Their embeddings go one beside the other through a matrix and SiLU; each meets its part of the matrix here."""
     project = embedding.get("project")
-    if [layer.name for layer in project.children()] != ["torch.nn.modules.linear.Linear", SILU[1]]:
-        raise ForeignFileError("its joint embedding is projected by something else than a matrix and SiLU")
+    kinds = [layer.name for layer in project.children()]
+    if kinds != ["torch.nn.modules.linear.Linear", SILU[1]] or project.get("0.bias") is not None:
+        raise ForeignFileError("its joint embedding is projected by something else than a matrix without bias and SiLU")
     tables = [embedding.get(f"embedders.{name}.weight").double() for name in embedding.get("specs")]
     matrices = project.get("0.weight").double().split([table.shape[1] for table in tables], dim=1)
     ours.table.copy_(torch.cat([table @ matrix.T for table, matrix in zip(tables, matrices)]) / ours.norm)

@@ -8,6 +8,7 @@ embedding.
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ase_equivariant.importers.compiled import activation
+from ase_equivariant.importers.nequip import SYMBOLS
 from ase_equivariant.importers.nequip_checkpoint import module_tree
 from ase_equivariant.importers.records import Content
 from ase_equivariant.importers.unpickling import ForeignFileError, Record, record
@@ -44,10 +46,13 @@ def as_packaged(content: Content) -> Content:
         return content
     _check(parts, modules)
     layers = {name: part for name, part in parts.items() if part.name.endswith(".ConvNetLayer")}
-    cutoff = float(parts["radial_basis"].get("basis.r_max"))
+    cutoff, n_types = float(parts["radial_basis"].get("basis.r_max")), int(parts["one_hot"].get("num_types"))
+    names = content.notes.get("type_names", "").split()
+    if n_types != len(set(names)) or n_types != len(names) or n_types > len(SYMBOLS):
+        raise ForeignFileError(f"it has {n_types} types of atoms, with the names {reprlib.repr(names)}")
     values: dict[str, Any] = {
         "type_embed.embed_module.weight": _embedding(parts),
-        "type_embed.one_hot": torch.eye(int(parts["one_hot"].get("num_types")), dtype=torch.float64),
+        "type_embed.one_hot": torch.eye(n_types, dtype=torch.float64),
         **{f"spharm.{name}": parts["spharm_edges"].get(name) for name in ("irreps_edge_sh", "sh")},
         "edge_norm.r_max": cutoff,
         "edge_norm._rmax_recip": torch.tensor([1.0 / cutoff]),
@@ -60,7 +65,7 @@ def as_packaged(content: Content) -> Content:
     }
     for name, layer in layers.items():
         values |= {f"{name}.{key}": value for key, value in _layer(layer, content).items()}
-    root = module_tree(values, content.notes.get("type_names", "").split())
+    root = module_tree(values, names)
     return replace(content, root=root, notes={"e3nn_version": "", **content.notes})
 
 

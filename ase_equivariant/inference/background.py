@@ -13,7 +13,7 @@ import torch
 from ase_equivariant.checkpoint import from_bytes, to_bytes
 from ase_equivariant.potential import Potential
 
-_COMPILE = "from ase_equivariant.inference.background import main; main()"
+_COMPILE = "import sys; sys.path[:] = sys.argv[1:]; from ase_equivariant.inference.background import main; main()"
 _started: dict[str, subprocess.Popen] = {}  # by the sha256 of the model
 
 
@@ -27,20 +27,22 @@ def start(potential: Potential) -> None:
         file.write(model)
         file.seek(0)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        # a session of its own: it outlives this process, and an interrupt from the keyboard
-        _started[key] = subprocess.Popen([sys.executable, "-c", _COMPILE], stdin=file, start_new_session=True, **quiet)
+        # a session of its own: it outlives this process, and an interrupt from the keyboard;
+        # the modules of this process: by itself python would look into the working folder first
+        command = [sys.executable, "-c", _COMPILE, *map(str, sys.path)]
+        _started[key] = subprocess.Popen(command, stdin=file, start_new_session=True, **quiet)
 
 
 def wait() -> None:
     """Until what was started has ended; a failure is a warning, as others can still answer."""
-    for process in _started.values():
+    while _started:
+        _, process = _started.popitem()
         if process.wait() != 0:
             warnings.warn(
                 f"compiling kernels in the background failed with exit code {process.returncode}; a calculator without "
                 "background_compile tells why",
                 stacklevel=3,
             )
-    _started.clear()
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def interpolated(network: Network) -> tuple[Splines | Network, float]:
     """Splines and their error where these are good enough for a sample of kinds, else the network itself and zero."""
     splines, worst = Splines(network), 0.0
     for kind in np.unique(np.linspace(0, network.kinds.max(), SAMPLES).astype(int)).tolist():
-        worst = max(worst, splines.fit(kind)[1])
+        worst = max(splines.fit(kind)[1], worst)  # in this order NaN stays
         if not worst < TOLERANCE:
             return network, 0.0
     return splines, worst
@@ -94,7 +94,7 @@ def _error(network: Network, kind: int, spline: Spline) -> float:
     """Largest error between the knots, of values and slopes, relative to the largest value and slope."""
     lengths = (np.arange(4 * spline.n_intervals) + 0.5) / 4.0 * spline.spacing
     pairs = zip(spline.evaluate(lengths), network.evaluate(lengths, kind), strict=True)
-    return max(float(np.abs(found - exact).max() / np.abs(exact).max()) for found, exact in pairs)
+    return max(float(np.abs(found - exact).max() / (np.abs(exact).max() or 1.0)) for found, exact in pairs)
 
 
 def _weights(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:

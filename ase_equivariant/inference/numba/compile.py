@@ -69,7 +69,8 @@ class Compiler:
         if self.is_sealed():
             yield
             return
-        _log.warning("compiling kernels for this model, once on this machine; it takes up to a minute")
+        once = ", once on this machine" if self.on_disk else ""
+        _log.warning("compiling kernels for this model%s; it takes up to a minute", once)
         if not self.on_disk:
             yield
             return
