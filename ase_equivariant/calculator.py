@@ -173,13 +173,13 @@ class EquivariantCalculator(Calculator):
 
             def step() -> int:
                 graph = self._graph(piece, neighbors)
-                self._backend(graph, True)
+                self._predict(graph, True)
                 return graph.n_edges
 
             return step
 
         edges = edges_of(atoms, self.potential.cutoff)
-        return estimate(make_step, atoms, edges, self.parameters["backend"], self._device)
+        return estimate(make_step, atoms, edges, lambda: self.parameters["backend"], self._device)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last call; "info" where the model reads a number from there."""

@@ -212,6 +212,18 @@ def test_energies_of_isolated_atoms_do_not_hide_the_errors_of_bonds():
         bad(graph, True)
 
 
+def test_an_estimate_names_the_backend_that_was_measured(mace):
+    def wrong(graph, forces):
+        prediction = predict(mace, graph, forces)
+        return replace(prediction, forces=prediction.forces + 0.01)
+
+    calc = EquivariantCalculator(mace, device="cpu", dtype="float64", backend="eager")
+    calc._backend, calc.parameters["backend"] = checked_against_eager(wrong, mace), "numba"
+    with pytest.warns(UserWarning, match="the reference backend is used instead"):
+        found = calc.estimate(copper())
+    assert found.backend == calc.parameters["backend"] == "eager"
+
+
 def test_an_absurd_first_structure_decides_nothing_and_the_next_one_does():
     single = load_potential("mace-mlearn").astype(torch.float32)
 

@@ -43,12 +43,16 @@ class Estimate:
 
 
 def estimate(
-    make_step: Callable[[Atoms], Callable[[], int]], atoms: Atoms, edges: int, backend: str, device: torch.device
+    make_step: Callable[[Atoms], Callable[[], int]],
+    atoms: Atoms,
+    edges: int,
+    backend: Callable[[], str],
+    device: torch.device,
 ) -> Estimate:
     """The cost of a step of `atoms`, which have so many edges.
 
     `make_step(atoms)` gives a function that makes a step, with a new neighbour list when first called, and returns the
-    number of edges.
+    number of edges. `backend()` names who made the last one.
     """
     sample = _piece(atoms)
     stretched = sample.copy()
@@ -60,7 +64,7 @@ def estimate(
     costs = [(len(piece), *_measure(make_step(piece), device)) for piece in (stretched, sample)]
     memory = _linear(len(atoms), edges, *((n, e, size) for n, e, size, _ in costs))
     seconds = _linear(len(atoms), edges, *((n, e, time_) for n, e, _, time_ in costs))
-    return Estimate(backend, len(atoms), edges, round(memory), seconds)
+    return Estimate(backend(), len(atoms), edges, round(memory), seconds)
 
 
 def _piece(atoms: Atoms) -> Atoms:
