@@ -138,7 +138,10 @@ def from_atoms(
 
 
 def edges_of(atoms: Atoms, cutoff: float) -> int:
-    """The number of edges of `from_atoms`, in a fraction of its memory; raises the same errors."""
+    """The number of edges of `from_atoms`, in a fraction of its memory.
+
+    Raises `InputError` for the same geometries, but for two atoms at one place, whose distance is not looked at.
+    """
     positions, cell, pbc = atoms.positions, atoms.cell.array, atoms.pbc
     _check_geometry(positions, cell, pbc)
     try:

@@ -17,6 +17,7 @@ from ase.io.trajectory import TrajectoryWriter
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, available_models, inference, save_potential, zoo
+from ase_equivariant.cli import common
 from ase_equivariant.cli.main import main
 from ase_equivariant.golden import golden_structures
 
@@ -259,6 +260,13 @@ def test_benchmark_times_every_backend_on_the_user_s_structure(run, model, silic
         assert ns_per_day == pytest.approx(86.4 / step, rel=0.05)
         assert memory > 0.1
         assert deviation < 0.1
+
+
+def test_benchmark_reads_the_structure_before_it_starts_anything(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "make_calculator", lambda *_: pytest.fail("a backend was started"))
+    code, _, error = run("benchmark", model, tmp_path / "missing.xyz")
+    assert code == 1
+    assert "there is no file" in error
 
 
 def test_benchmark_takes_a_structure_of_the_model_and_prints_json(run, model, monkeypatch):

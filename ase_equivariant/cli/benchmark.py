@@ -31,9 +31,10 @@ def benchmark(
     from ase_equivariant.workflows.benchmark import benchmark as run
     from ase_equivariant.workflows.benchmark import example
 
+    given = common.read_structure(file) if file else None  # first: kernels may take a minute to compile
     calculators, missing = _start(model, head, dtype, device)
     *_, calc = calculators.values()
-    atoms = common.read_structure(file) if file else example(calc.potential)
+    atoms = given or example(calc.potential)
     if as_json:
         facts = _facts(calc, atoms.get_chemical_formula())
         typer.echo(json.dumps({**facts, "backends": [vars(timing) for timing in run(calculators, atoms, steps)]}))
