@@ -265,7 +265,7 @@ def test_benchmark_times_every_backend_on_the_user_s_structure(run, model, silic
 def test_benchmark_reads_the_structure_before_it_starts_anything(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "make_calculator", lambda *_: pytest.fail("a backend was started"))
     code, _, error = run("benchmark", model, tmp_path / "missing.xyz")
-    assert code == 1
+    assert code == 2
     assert "there is no file" in error
 
 
