@@ -44,6 +44,7 @@ from ase_equivariant.training.data import (
 )
 from ase_equivariant.training.loss import Loss, Residuals, errors, residuals
 from ase_equivariant.training.module import TrainingModule, follow
+from ase_equivariant.training.progress import AtomicCheckpoints
 from ase_equivariant.training.train import train
 
 MODEL = {"cutoff": 4.0, "num_bessel": 4, "radial_mlp": [8], "l_max": 1, "hidden_irreps": "4x0e", "correlation": 2}
@@ -236,14 +237,18 @@ def test_run_broken_by_a_full_disk_and_a_kill_equals_the_unbroken_run(sets, tmp_
     quietly(write_config(whole, **settings))
 
     path = write_config(sets, **settings)
-    fsync, writes = os.fsync, []
+    save, fsync, checkpoints = AtomicCheckpoints.save_checkpoint, os.fsync, []
+
+    def counted(self, *arguments, **options):
+        checkpoints.append(arguments)
+        return save(self, *arguments, **options)
 
     def full_disk(descriptor):
-        writes.append(descriptor)
-        return fsync(descriptor) if len(writes) < 9 else raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        return fsync(descriptor) if len(checkpoints) < 3 else raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full_disk)  # the ninth file: log, model and checkpoint of three epochs
+        patch.setattr(AtomicCheckpoints, "save_checkpoint", counted)
+        patch.setattr(os, "fsync", full_disk)  # at the third checkpoint
         with pytest.raises(InputError, match=r"last\.ckpt: No space left"):
             quietly(path)
     assert states_of(sets)[0]["epoch"] == 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 _NEAR = 1e-12  # Å; stands for zero, where Bessel functions are a limit
 
@@ -114,7 +115,7 @@ class Network:
             values, slopes = _product((values, slopes), envelope)
         for i, layer in enumerate(self.layers):
             if i > 0:
-                gate = 1.0 / (1.0 + np.exp(-values))
+                gate = expit(values)
                 slopes = slopes * gate * (1.0 + values * (1.0 - gate))
                 values = values * gate
             weights = layer[kind % len(layer)]
