@@ -75,6 +75,11 @@ def test_a_spline_is_as_near_to_its_network_as_it_says():
     assert error < TOLERANCE
 
 
+def test_splines_that_were_sampled_are_not_made_again():
+    splines, _ = interpolated(network())
+    assert splines.fit(0)[0] is splines.fit(0)[0]
+
+
 def test_the_slope_of_a_spline_is_its_own():
     spline, _ = interpolated(network())[0].fit(0)
     lengths, step = np.linspace(0.5, 3.5, 50), 1e-5

@@ -7,7 +7,7 @@ it needs, made when a structure first has such edges: small atoms need many, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -47,9 +47,10 @@ class Spline:
 
 @dataclass(frozen=True)
 class Splines:
-    """One spline for each kind of edges of a network."""
+    """One spline for each kind of edges of a network; `samples` are those that exist, by kind."""
 
     network: Network
+    samples: dict[int, tuple[Spline, float]] = field(default_factory=dict)
 
     @property
     def kinds(self) -> np.ndarray:
@@ -61,6 +62,8 @@ class Splines:
 
     def fit(self, kind: int) -> tuple[Spline, float]:
         """The smallest spline that is good enough, or else the largest, and its error."""
+        if kind in self.samples:
+            return self.samples[kind]
         for n_intervals in INTERVALS:
             spline = _fit(self.network, kind, n_intervals)
             error = _error(self.network, kind, spline)
@@ -73,7 +76,8 @@ def interpolated(network: Network) -> tuple[Splines | Network, float]:
     """Splines and their error where these are good enough for a sample of kinds, else the network itself and zero."""
     splines, worst = Splines(network), 0.0
     for kind in np.unique(np.linspace(0, network.kinds.max(), SAMPLES).astype(int)).tolist():
-        worst = max(splines.fit(kind)[1], worst)  # in this order NaN stays
+        splines.samples[kind] = splines.fit(kind)
+        worst = max(splines.samples[kind][1], worst)  # in this order NaN stays
         if not worst < TOLERANCE:
             return network, 0.0
     return splines, worst

@@ -61,6 +61,7 @@ MACE = {
     "hidden_irreps": "128x0e",
     "l_max": 3,
     "correlation": 3,
+    "num_interactions": 2,
     "cutoff": 6.0,
     "num_bessel": 8,
     "envelope_power": 5,

@@ -16,37 +16,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from cases import water
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 
 def mace(arguments: dict, file: Path) -> None:
     """`torch.save` of a ScaleShiftMACE, as mace_run_train leaves it."""
     import torch
-    from e3nn import o3
-    from mace import modules
+    from mace_model import make_mace
 
     torch.manual_seed(0)
     numbers = arguments["atomic_numbers"]
-    interaction = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-    model = modules.ScaleShiftMACE(
-        r_max=arguments["cutoff"],
-        num_bessel=arguments["num_bessel"],
-        num_polynomial_cutoff=arguments["envelope_power"],
-        max_ell=arguments["l_max"],
-        interaction_cls=interaction,
-        interaction_cls_first=interaction,
-        num_interactions=2,
-        num_elements=len(numbers),
-        hidden_irreps=o3.Irreps(arguments["hidden_irreps"]),
-        MLP_irreps=o3.Irreps(f"{arguments['readout_mlp']}x0e"),
-        atomic_energies=np.zeros(len(numbers)),
-        avg_num_neighbors=arguments["avg_num_neighbors"],
-        atomic_numbers=numbers,
-        correlation=arguments["correlation"],
-        gate=torch.nn.functional.silu,
-        radial_MLP=arguments["radial_mlp"],
-        atomic_inter_scale=arguments["scale"],
-        atomic_inter_shift=0.0,
-    )
-    torch.save(model, file)
+    torch.save(make_mace(arguments, numbers, np.zeros(len(numbers))), file)
 
 
 def nequip(arguments: dict, file: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+import sys
+from pathlib import Path
+
 import torch
 from ase import Atoms
-from e3nn import o3
 from worker import ATOMIC_ENERGIES, ATOMIC_NUMBERS, MODEL, loss_function, serve
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from mace_model import make_mace  # noqa: E402
 
 
 def make(molecules: list[Atoms]):
-    from mace import data, modules  # here, because it greets on stdout
+    from mace import data  # here, because it greets on stdout
     from mace.tools import AtomicNumberTable, torch_geometric
 
     torch.set_default_dtype(torch.float32)
@@ -24,27 +28,8 @@ def make(molecules: list[Atoms]):
     ]
     batch = next(iter(torch_geometric.dataloader.DataLoader(graphs, batch_size=len(graphs))))
     n_nodes, n_edges = len(batch.positions), batch.edge_index.shape[1]
-    interaction = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-    model = modules.ScaleShiftMACE(
-        r_max=MODEL["cutoff"],
-        num_bessel=MODEL["num_bessel"],
-        num_polynomial_cutoff=MODEL["envelope_power"],
-        max_ell=MODEL["l_max"],
-        interaction_cls=interaction,
-        interaction_cls_first=interaction,
-        num_interactions=MODEL["num_interactions"],
-        num_elements=len(ATOMIC_NUMBERS),
-        hidden_irreps=o3.Irreps(MODEL["hidden_irreps"]),
-        MLP_irreps=o3.Irreps(f"{MODEL['readout_mlp']}x0e"),
-        atomic_energies=np.array(ATOMIC_ENERGIES),
-        avg_num_neighbors=n_edges / n_nodes,
-        atomic_numbers=ATOMIC_NUMBERS,
-        correlation=MODEL["correlation"],
-        gate=torch.nn.functional.silu,
-        radial_MLP=MODEL["radial_mlp"],
-        atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0,
-    )
+    settings = {**MODEL, "avg_num_neighbors": n_edges / n_nodes}
+    model = make_mace(settings, ATOMIC_NUMBERS, ATOMIC_ENERGIES)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)
     n_atoms = batch.ptr[1:] - batch.ptr[:-1]
 

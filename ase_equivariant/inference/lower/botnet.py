@@ -17,12 +17,6 @@ def write(model: BOTNet, to: Writer) -> None:
     feats = to.embed(model.embedding)
     for layer, head, irreps, irreps_out in zip(model.layers, model.readouts, features[:-1], features[1:], strict=True):
         refuse_others(layer, Layer, PARTS)
-        sent = to.linear(layer.linear_up, feats, irreps, irreps, factor=layer.norm)
-        summed = to.convolve(layer.convolution, layer.radial_weights, sent)
-        out = to.linear(layer.linear, summed, layer.convolution.irreps_out, irreps_out)
-        if layer.residual:
-            to.linear(layer.skip, feats, irreps, irreps_out, out)
-        else:
-            out = to.linear(layer.skip, out, irreps_out, irreps_out)
-        feats = out
+        gathered = to.gather(layer, layer.radial_weights, feats, (irreps, irreps, irreps_out), layer.norm)
+        feats = to.skip(layer, feats, irreps, gathered, irreps_out)
         to.readout(head, feats)

@@ -44,9 +44,7 @@ def _layer(
     irreps_out: o3.Irreps,
 ) -> str:
     refuse_others(layer, Layer, PARTS)
-    sent = to.linear(layer.linear_up, feats, irreps, edge, factor=layer.norm)
-    summed = to.convolve(layer.convolution, layer.radial_mlp, sent)
-    gathered = to.linear(layer.linear, summed, layer.convolution.irreps_out, density)
+    gathered = to.gather(layer, layer.radial_mlp, feats, (irreps, edge, density), layer.norm)
     if not layer.residual:
         gathered = to.linear(layer.skip, gathered, density, density)
     if layer.count is not None:  # a number of each atom, which linear maps of channels leave alone

@@ -25,13 +25,8 @@ def write(model: NequIP, to: Writer) -> None:
         refuse_others(layer, Layer, PARTS)
         gated = layer.gate.irreps_in
         factor = layer.norm * (array(layer.sender_norms) if layer.sender_norms.numel() else 1.0)
-        sent = to.linear(layer.linear_up, feats, irreps, irreps, factor=factor)
-        summed = to.convolve(layer.convolution, layer.radial_mlp, sent)
-        out = to.linear(layer.linear, summed, layer.convolution.irreps_out, gated)
-        if layer.residual:
-            to.linear(layer.skip, feats, irreps, gated, out)
-        else:
-            out = to.linear(layer.skip, out, gated, gated)
+        gathered = to.gather(layer, layer.radial_mlp, feats, (irreps, irreps, gated), factor)
+        out = to.skip(layer, feats, irreps, gathered, gated)
         for module in layer.norms:
             out = to.norm(module, out, gated)
         out = to.gate(layer.gate, out, irreps_out)

@@ -58,6 +58,26 @@ class Writer:
         self.stages.append(Embed(target, array(table)))
         return target
 
+    def gather(
+        self,
+        layer: torch.nn.Module,
+        network: torch.nn.Module,
+        feats: str,
+        irreps: tuple[o3.Irreps, o3.Irreps, o3.Irreps],
+        factor: float | np.ndarray,
+    ) -> str:
+        """What a layer gathers of neighbours; `irreps` are of the features, of what is sent, and of the result."""
+        irreps_in, irreps_edge, irreps_out = irreps
+        sent = self.linear(layer.linear_up, feats, irreps_in, irreps_edge, factor=factor)
+        summed = self.convolve(layer.convolution, network, sent)
+        return self.linear(layer.linear, summed, layer.convolution.irreps_out, irreps_out)
+
+    def skip(self, layer: torch.nn.Module, feats: str, irreps: o3.Irreps, gathered: str, irreps_out: o3.Irreps) -> str:
+        """The layer's skip connection: added to what was gathered, or a map of it where the layer is not residual."""
+        if not layer.residual:
+            return self.linear(layer.skip, gathered, irreps_out, irreps_out)
+        return self.linear(layer.skip, feats, irreps, irreps_out, gathered)
+
     def convolve(self, conv: torch.nn.Module, network: torch.nn.Module, source: str) -> str:
         if type(conv) is not convolution.Convolution:
             raise CannotLowerError(f"convolution {type(conv).__name__}")
