@@ -14,7 +14,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "peers"))
 import turns  # noqa: E402
 from cases import CASES, silicon, water  # noqa: E402
 from environments import PACKAGES, NotInstalledError  # noqa: E402
-from summary import draw, tables  # noqa: E402
+from floor import flop_per_atom  # noqa: E402
+from summary import draw, of_peak, tables  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,17 @@ def test_a_side_is_timed_and_one_that_does_not_install_is_an_entry(model, settin
     assert "does not install: no mace today" in table
     draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_operations_are_counted_for_mace_and_shown_as_a_share_of_the_peak():
+    """The model of 128x0e+128x1o in bulk silicon: ten million, more than twice those of 128x0e."""
+    atoms = silicon(64)
+    scalar, vector = (flop_per_atom(CASES[name], atoms) for name in ("silicon", "silicon-1o"))
+    assert flop_per_atom(CASES["water"], water(24)) is None
+    assert 4.0e6 < scalar < 5.0e6
+    assert 9.0e6 < vector < 10.0e6
+    entry = {"flop_per_atom": scalar, "atoms": 64, "machine": {"sgemm_GFLOP_per_s": 100}}
+    assert of_peak(entry, ms=1e-6 * 64 * scalar / 50) == "50%"
 
 
 def test_a_process_that_needs_more_than_its_share_is_out_of_memory(model, setting):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cases import CASES, Case
 from environments import NotInstalledError, interpreter
+from floor import flop_per_atom
 from summary import draw, tables
 from turns import HERE, ROOT, WRITERS, Setting, measure
 
@@ -84,10 +85,12 @@ def run(case: Case, n_atoms: int, model: Path, setting: Setting) -> dict:
     command = [sys.executable, HERE / "machine.py", str(setting.threads)]
     peaks = json.loads(subprocess.run(command, env=setting.variables({}), check=True, capture_output=True).stdout)
     machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(), **peaks}
-    sides = measure(case.sides, model, case.structure(n_atoms), setting)
+    atoms = case.structure(n_atoms)
+    sides = measure(case.sides, model, atoms, setting)
     return {
         "what": case.what,
         "atoms": n_atoms,
+        "flop_per_atom": flop_per_atom(case, atoms),
         "threads": setting.threads,
         "memory_limit_GiB": setting.memory,
         "turns": setting.turns,

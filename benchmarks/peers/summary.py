@@ -12,6 +12,7 @@ COLUMNS = (
     "ms per step",
     "µs per atom",
     "times slower, median (range)",
+    "of peak",
     "peak memory, MiB",
     "energy, eV/atom",
     "forces, eV/Å",
@@ -22,12 +23,14 @@ def tables(results: dict) -> str:
     """A table per case; versions, threads and machine below it."""
     parts = [
         "An ASE step (forces, and energy of the same call), single precision, sides taking turns; all open the same\n"
-        "model file. Last columns: largest differences to the first line of the same size, on the same structure.\n"
+        "model file. Of peak: the rate of the operations that a step cannot do without (benchmarks/peers/floor.py),\n"
+        "as a share of the machine's rate in matrix products. Last columns: largest differences to the first line of\n"
+        "the same size, on the same structure.\n"
     ]
     for name, sizes in results.items():
         lines = [COLUMNS, ["---"] * len(COLUMNS)]
         for entry in sizes.values():
-            lines += [line(entry["atoms"], side, row) for side, row in entry["sides"].items()]
+            lines += [line(entry, side, row) for side, row in entry["sides"].items()]
         table = "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
         settings = dict.fromkeys(about(entry) for entry in sizes.values())  # a set that keeps its order
         what = next(iter(sizes.values()))["what"]
@@ -35,14 +38,23 @@ def tables(results: dict) -> str:
     return "\n".join(parts)
 
 
-def line(atoms: int, side: str, row: dict) -> list:
+def line(entry: dict, side: str, row: dict) -> list:
     """Cells of one side; what failed says why instead of its time."""
-    agreement = [f"{value:.1e}" for value in row["agreement"].values()] or ["", ""]
+    atoms, agreement = entry["atoms"], [f"{value:.1e}" for value in row["agreement"].values()] or ["", ""]
     if "failed" in row:
-        return [atoms, side, row["failed"], "", "", "", *agreement]
+        return [atoms, side, row["failed"], "", "", "", "", *agreement]
     ratio, ms = row["ratio"], row["ms"]
     spread = f"{ratio['median']:.1f} ({ratio['min']:.1f}–{ratio['max']:.1f})"
-    return [atoms, side, f"{ms:.4g}", f"{1e3 * ms / atoms:.4g}", spread, row["peak_memory_MiB"], *agreement]
+    memory = row["peak_memory_MiB"]
+    return [atoms, side, f"{ms:.4g}", f"{1e3 * ms / atoms:.4g}", spread, of_peak(entry, ms), memory, *agreement]
+
+
+def of_peak(entry: dict, ms: float) -> str:
+    """The share of the machine's rate of matrix products that a step's least operations make, where they are known."""
+    if not entry.get("flop_per_atom"):
+        return "–"
+    rate = entry["flop_per_atom"] * entry["atoms"] / ms * 1e-6  # GFLOP/s
+    return f"{rate / entry['machine']['sgemm_GFLOP_per_s']:.0%}"
 
 
 def about(entry: dict) -> str:
