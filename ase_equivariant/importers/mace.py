@@ -269,6 +269,7 @@ def _pair_repulsion(root: Record, numbers: list[int]) -> ZBLConfig | None:
     return ZBLConfig(
         radii=tuple(zbl.get("covalent_radii").double()[numbers].tolist()),
         envelope_power=int(zbl.get("p")),
+        scaled=True,
         length=BOHR * float(zbl.get("a_prefactor")),
         exponent=float(zbl.get("a_exp")),
         coefficients=tuple(zbl.get("c").double().tolist()),
