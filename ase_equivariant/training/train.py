@@ -99,7 +99,10 @@ def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
     potential = load_potential(path).astype(getattr(torch, config.precision))
     if potential.attributes:
         read = " and ".join(key for key, *_ in potential.attributes)
-        raise InputError(f"start: {path} depends on the {read} of a structure; such models cannot be trained here")
+        raise InputError(
+            f"start: {path} depends on the {read} of a structure; such models cannot be trained, but those that "
+            "`ase-equivariant convert --fix` makes for one charge or spin"
+        )
     if potential.atomic_numbers != sets.numbers:
         known, given = (
             ", ".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
