@@ -11,7 +11,11 @@ from ase_equivariant.graph import concatenate, from_atoms
 
 
 def batch(potential):
-    graphs = [from_atoms(make(), potential.atomic_numbers, potential.cutoff) for make in STRUCTURES.values()]
+    structures = [make() for make in STRUCTURES.values()]
+    for i, atoms in enumerate(structures):
+        atoms.info |= {key: low + i % (high - low + 1) for key, low, high, _ in potential.attributes}
+    known = potential.atomic_numbers, potential.cutoff
+    graphs = [from_atoms(atoms, *known, attributes=potential.attributes) for atoms in structures]
     heads = torch.arange(len(graphs)) % len(potential.heads)
     return replace(concatenate(graphs), heads=heads)
 
@@ -20,7 +24,7 @@ def big(potential):
     atoms = bulk("Cu", cubic=True) * (3, 3, 2)
     atoms.rattle(0.1, seed=1)
     atoms.numbers[::3] = 14
-    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
+    return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, attributes=potential.attributes)
 
 
 def same_bits(a, b):

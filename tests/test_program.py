@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_mace_blocks import potential_of
 from tiny import tiny_potential
 
 from ase_equivariant import load_potential
 from ase_equivariant.inference.lower import lower
 from ase_equivariant.inference.program import CannotLowerError, Convolve, Embed, Linear
-from ase_equivariant.inference.radial import Basis, Network
+from ase_equivariant.inference.radial import Basis, Layer, Network
 from ase_equivariant.inference.splines import TOLERANCE, interpolated
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 
@@ -25,12 +26,18 @@ RADIAL = {
     "soft shift": {"distance_transform": "soft_shift", "covalent_radii": RADII},
     "density": {"interaction_first": "density", "interaction": "density_residual"},
     "late density": {"interaction_first": "density", "interaction": "density", "apply_cutoff": False},
+    "pairs": {"interaction_first": "nonlinear", "interaction": "nonlinear", "apply_cutoff": False},
+    "pairs, agnesi": {"interaction_first": "nonlinear", "apply_cutoff": False, "distance_transform": "agnesi"},
 }
+RADIAL["pairs, agnesi"] |= {"interaction": "nonlinear", "covalent_radii": RADII}
 
 
 def network(widths=(6, 16, 5), cutoff=4.0):
     mlp = RadialMLP(widths, torch.Generator().manual_seed(2))
-    layers = tuple((dense.weight * dense.norm).detach().numpy()[None] for dense in mlp.layers)
+    layers = tuple(
+        Layer((dense.weight * dense.norm).detach().numpy()[None], np.zeros((1, width)))
+        for dense, width in zip(mlp.layers, widths[1:], strict=True)
+    )
     frequencies = RadialBasis(cutoff, widths[0], 5).frequencies.numpy()
     return Network(Basis("bessel", cutoff, 5, frequencies, True), None, layers, np.zeros((1, 1), int))
 
@@ -38,7 +45,7 @@ def network(widths=(6, 16, 5), cutoff=4.0):
 @pytest.mark.parametrize("case", RADIAL)
 def test_radial_networks_and_their_slopes_are_those_of_the_modules(case):
     """Of each pair of species, from near contact to beyond the cutoff."""
-    potential = tiny_potential("mace", **RADIAL[case])
+    potential = potential_of(RADIAL[case])
     model = potential.architecture
     functions = [s.radial for s in lower(potential, exact=True).stages if isinstance(s, Convolve)]
     layer = model.layers[0]
@@ -47,8 +54,9 @@ def test_radial_networks_and_their_slopes_are_those_of_the_modules(case):
     sent, received = ends.T
     feats = model.radial(lengths, model.transform and model.transform(lengths, sent, received))
     envelope = [torch.ones(()), model.radial.envelope(lengths).unsqueeze(1)][model.late_envelope]
-    expected = [layer.radial_mlp(feats) * envelope]
-    expected += [torch.tanh(count(feats).square()) * envelope for count in [layer.count] if count is not None]
+    seen = (feats, sent, received)[: 1 + 2 * case.startswith("pairs")]
+    expected = [layer.radial_mlp(*seen) * envelope]
+    expected += [torch.tanh(count(*seen).square()) * envelope for count in [layer.count] if count is not None]
     assert len(functions) == len(expected) * 2
     # the count of a layer, if any, comes behind its convolution
     for lowered, values in zip(functions, expected, strict=False):
@@ -106,7 +114,7 @@ def test_functions_that_are_zero_or_not_numbers_are_told_apart():
     *first, last = lowered.layers
     for factor, error in ((0.0, 0.0), (np.inf, None)):
         with np.errstate(invalid="ignore"):
-            changed = replace(lowered, layers=(*first, factor * last))
+            changed = replace(lowered, layers=(*first, replace(last, weights=factor * last.weights)))
             radial, found = interpolated(changed)
         assert (radial is not changed, found) == (error is not None, 0.0)
 

@@ -41,6 +41,15 @@ class Embed(Stage):
 
 
 @dataclass(frozen=True)
+class EmbedAttributes(Stage):
+    """x_i += SiLU(Σ_a table[start_a + q_ia]) for the whole numbers q_ia of an atom, as in `nn.attributes`."""
+
+    target: str
+    table: np.ndarray  # [n_rows, width]
+    starts: np.ndarray  # [n_attributes]
+
+
+@dataclass(frozen=True)
 class Convolve(Stage):
     """x_i += Σ_j Σ_paths R_path(r_ij) · C Y(r_ij) h_j, with h a value, or a table by the sender's species.
 
@@ -94,7 +103,7 @@ class Contract(Stage):
 
 @dataclass(frozen=True)
 class Gate(Stage):
-    """Even scalars SiLU(s), odd scalars tanh(s), others SiLU(g) · v, as in `nn.gate`. Adjoint: elementwise."""
+    """Even scalars SiLU(s), odd scalars tanh(s), others a(g) · v, as in `nn.gate`. Adjoint: elementwise."""
 
     source: str
     target: str
@@ -103,6 +112,8 @@ class Gate(Stage):
     gated: tuple[tuple[int, int, int, int, int], ...]  # per other block: start of its gates, in, out, 2l+1, channels
     even_gain: float
     odd_gain: float
+    opening: str  # a: "silu" or "sigmoid"
+    gate_gain: float
 
 
 @dataclass(frozen=True)

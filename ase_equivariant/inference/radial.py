@@ -3,7 +3,8 @@
     R(r) = MLP(e_1(x) f(r) … e_N(x) f(r))        or  f(r) MLP(e_1(x) … e_N(x))
 
 with e the basis, f the envelope and x the transformed distance, r itself where there is no transform; as in `nn.radial`
-and `nn.transforms`. Edges whose radial functions are the same, and a table of them as well, are of one kind.
+and `nn.transforms`. Edges whose radial functions are the same, and a table of them as well, are of one kind. Lengths go
+up to the cutoff: a network with biases does not vanish beyond it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+LAYER_NORM = 1e-5  # ε
 _NEAR = 1e-12  # Å; stands for zero, where Bessel functions are a limit
 
 Pair = tuple[np.ndarray, np.ndarray]  # values and slopes
@@ -93,18 +95,41 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """v = x W + b, and with `norm` (g, c) then g v / √(ε + ⟨v²⟩) + c.
+
+    That is LayerNorm where the mean of v is zero, as W and b can see to.
+    """
+
+    weights: np.ndarray  # [1 or kinds, n_in, n_out], normalisation and gains included
+    bias: np.ndarray  # [1 or kinds, n_out]
+    norm: tuple[np.ndarray, np.ndarray] | None = None  # [1, n_out] each
+
+    def __call__(self, values: np.ndarray, slopes: np.ndarray, kind: int) -> Pair:
+        weights = self.weights[kind % len(self.weights)]
+        values, slopes = values @ weights + self.bias[kind % len(self.bias)], slopes @ weights
+        if self.norm is None:
+            return values, slopes
+        gains, shifts = self.norm
+        mean = LAYER_NORM + np.square(values).mean(1, keepdims=True)
+        change = (values * slopes).mean(1, keepdims=True) / mean
+        factors = gains / np.sqrt(mean)
+        return factors * values + shifts, factors * (slopes - change * values)
+
+
+@dataclass(frozen=True)
 class Network:
-    """Layers without bias, SiLU between them; with `counts`, tanh(v²) of the result v."""
+    """Layers with SiLU between them; with `counts`, tanh(v²) of the result v."""
 
     basis: Basis
     transform: Transform | None
-    layers: tuple[np.ndarray, ...]  # each [1 or kinds, n_in, n_out], normalisation and gains included
+    layers: tuple[Layer, ...]
     kinds: np.ndarray  # [n_species, n_species] kind of an edge, by the species of its receiver and of its sender
     counts: bool = False
 
     @property
     def num_weights(self) -> int:
-        return self.layers[-1].shape[2]
+        return self.layers[-1].weights.shape[2]
 
     def evaluate(self, lengths: np.ndarray, kind: int) -> Pair:
         """Values and slopes, [n, num_weights] each."""
@@ -118,8 +143,7 @@ class Network:
                 gate = expit(values)
                 slopes = slopes * gate * (1.0 + values * (1.0 - gate))
                 values = values * gate
-            weights = layer[kind % len(layer)]
-            values, slopes = values @ weights, slopes @ weights
+            values, slopes = layer(values, slopes, kind)
         if self.counts:
             slopes, values = 2.0 * values * slopes, np.tanh(values * values)
             slopes = slopes * (1.0 - values * values)

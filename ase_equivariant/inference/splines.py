@@ -16,6 +16,7 @@ from ase_equivariant.inference.radial import Network, Pair
 DEGREE = 5
 INTERVALS = (128, 256, 512, 1024, 2048)  # the first that reaches the tolerance is taken
 TOLERANCE = 1e-6  # of values and slopes, relative to the largest of each
+BLOCK = 128  # lengths at a time: what is computed of them stays in the processor's cache
 SAMPLES = 3  # kinds of edges at most that tell beforehand whether splines will do
 
 
@@ -97,8 +98,11 @@ def _fit(network: Network, kind: int, n_intervals: int) -> Spline:
 def _error(network: Network, kind: int, spline: Spline) -> float:
     """Largest error between the knots, of values and slopes, relative to the largest value and slope."""
     lengths = (np.arange(4 * spline.n_intervals) + 0.5) / 4.0 * spline.spacing
-    pairs = zip(spline.evaluate(lengths), network.evaluate(lengths, kind), strict=True)
-    return max(float(np.abs(found - exact).max() / (np.abs(exact).max() or 1.0)) for found, exact in pairs)
+    largest = []  # of each block, errors and sizes of both
+    for part in np.split(lengths, len(lengths) // BLOCK):
+        pairs = zip(spline.evaluate(part), network.evaluate(part, kind), strict=True)
+        largest.append([(np.abs(found - exact).max(), np.abs(exact).max()) for found, exact in pairs])
+    return max(float(error / (size or 1.0)) for error, size in np.max(largest, 0))
 
 
 def _weights(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:

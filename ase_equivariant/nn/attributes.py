@@ -27,9 +27,14 @@ class AttributeEmbedding(torch.nn.Module):
         self.norm = len(starts) ** -0.5
 
     def forward(self, values: Tensor) -> Tensor:
-        if values.shape[1] != self.starts.shape[0]:
-            raise ValueError(
-                "this model needs the attributes of its structures: from_atoms(..., attributes=potential.attributes)"
-            )
+        require_attributes(values.shape[1], self.starts.shape[0])
         entries = self.table.index_select(0, (values + self.starts).flatten())
         return torch.nn.functional.silu(self.norm * entries.reshape(values.shape + (-1,)).sum(1))
+
+
+def require_attributes(found: int, needed: int) -> None:
+    """Refuse a graph that was made without the numbers of its structures."""
+    if found != needed:
+        raise ValueError(
+            "this model needs the attributes of its structures: from_atoms(..., attributes=potential.attributes)"
+        )

@@ -2,6 +2,10 @@
 
 What no stage stands for is refused by name, and so is every setting an architecture's file here has not heard of: a
 program never leaves out a part of a model in silence.
+
+One interaction of MACE stays with the eager backend on purpose, "attention_residual": its radial network also sees
+features of both atoms, so that no spline of the distance stands for it, and the network itself, 256 wide and evaluated
+anew for each edge in both directions, is large matrix products, which torch does well.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from ase_equivariant.inference.lower.weights import array, dense_weights
+from ase_equivariant.inference.lower.weights import array, biased_weights
 from ase_equivariant.inference.program import CannotLowerError
-from ase_equivariant.inference.radial import Basis, Network, Transform
+from ase_equivariant.inference.radial import Basis, Layer, Network, Transform
 from ase_equivariant.inference.splines import Splines, interpolated
-from ase_equivariant.nn import linear, radial, transforms
+from ase_equivariant.nn import linear, norm, radial, transforms
 
 
 class RadialWriter:
@@ -29,18 +31,41 @@ class RadialWriter:
             self.transform = Transform(transform.kind, tuple(transform.constants), sizes)
 
     def __call__(self, module: torch.nn.Module, counts: bool = False) -> Network | Splines:
-        kinds = self.kinds
-        if type(module) is radial.RadialMLP:
-            layers = tuple(dense_weights(dense) for dense in module.layers)
-        elif type(module) is linear.Dense:
-            layers = (dense_weights(module),)
-        elif type(module) is linear.SpeciesDense and self.transform is None:
-            layers, kinds = (dense_weights(module),), kinds + np.arange(self.num_species)  # by the sender
-        else:
-            raise CannotLowerError(f"radial functions {type(module).__name__}")
-        network = Network(self.basis, self.transform, layers, kinds, counts)
+        network = self._network(module, counts)
         if self.exact:
             return network
         table, error = interpolated(network)
         self.error = max(self.error, error)
         return table
+
+    def _network(self, module: torch.nn.Module, counts: bool) -> Network:
+        if type(module) is radial.PairMLP:
+            return self._of_pairs(module, counts)
+        kinds = self.kinds
+        if type(module) is radial.RadialMLP:
+            layers = tuple(Layer(*biased_weights(dense)) for dense in module.layers)
+        elif type(module) is linear.Dense:
+            layers = (Layer(*biased_weights(module)),)
+        elif type(module) is linear.SpeciesDense and self.transform is None:
+            layers, kinds = (Layer(*biased_weights(module)),), kinds + np.arange(self.num_species)  # by the sender
+        else:
+            raise CannotLowerError(f"radial functions {type(module).__name__}")
+        return Network(self.basis, self.transform, layers, kinds, counts)
+
+    def _of_pairs(self, module: radial.PairMLP, counts: bool) -> Network:
+        """Each pair of receiver and sender is a kind: its species are a bias of the first layer."""
+        transform = self.transform and replace(self.transform, sizes=self.transform.sizes[self.kinds].ravel())
+        kinds = np.arange(self.num_species**2).reshape(self.kinds.shape)
+        weights, bias = zip(*map(biased_weights, (module.first, *module.layers)), strict=True)
+        ends = (array(module.received)[:, None] + array(module.sent)).reshape(kinds.size, -1)
+        layers = [Layer(w, b) for w, b in zip(weights, (bias[0] + ends, *bias[1:]), strict=True)]
+        for i, scaling in enumerate(module.norms):
+            layers[i] = _normalised(layers[i], scaling)
+        return Network(self.basis, transform, tuple(layers), kinds, counts)
+
+
+def _normalised(layer: Layer, module: torch.nn.Module) -> Layer:
+    if type(module) is not norm.LayerNorm:
+        raise CannotLowerError(f"norm {type(module).__name__} of a radial network")
+    weights, bias = (x - x.mean(-1, keepdims=True) for x in (layer.weights, layer.bias))
+    return Layer(weights, bias, (array(module.weight)[None], array(module.bias)[None]))

@@ -17,6 +17,7 @@ from ase_equivariant.inference.program import (
     Convolve,
     Divide,
     Embed,
+    EmbedAttributes,
     Gate,
     Linear,
     Map,
@@ -24,7 +25,7 @@ from ase_equivariant.inference.program import (
     Readout,
     Stage,
 )
-from ase_equivariant.nn import contraction, convolution, gate, harmonics, linear, norm, readout
+from ase_equivariant.nn import attributes, contraction, convolution, gate, harmonics, linear, norm, readout
 from ase_equivariant.nn.fused import Path, paths_of
 
 
@@ -57,6 +58,12 @@ class Writer:
         target = self.value(table.shape[1])
         self.stages.append(Embed(target, array(table)))
         return target
+
+    def attributes(self, module: torch.nn.Module, target: str) -> None:
+        """What a structure is known by besides its atoms, on top of the embedding of species."""
+        if type(module) is not attributes.AttributeEmbedding:
+            raise CannotLowerError(f"attributes {type(module).__name__}")
+        self.stages.append(EmbedAttributes(target, array(module.table) * module.norm, module.starts.numpy()))
 
     def gather(
         self,
@@ -149,8 +156,8 @@ class Writer:
         return target
 
     def gate(self, module: torch.nn.Module, source: str, irreps_out: o3.Irreps) -> str:
-        if type(module) is not gate.Gate or getattr(module, "sigmoid", False):
-            raise CannotLowerError(f"gate {type(module).__name__} of a kind of its own")
+        if type(module) is not gate.Gate:
+            raise CannotLowerError(f"gate {type(module).__name__}")
         target = self.value(irreps_out.dim)
         starts_in, starts_out = ([s.start for s in irreps.slices()] for irreps in (module.irreps_in, irreps_out))
         odd, gated, used = [], [], irreps_out[0].mul
@@ -161,7 +168,8 @@ class Writer:
                 gated.append((used, starts_in[i], starts_out[i], ir.dim, mul))
                 used += mul
         gains = module.even_gain, module.odd_gain
-        self.stages.append(Gate(source, target, irreps_out[0].mul, tuple(odd), tuple(gated), *gains))
+        opening = ("sigmoid", module.sigmoid_gain) if module.sigmoid else ("silu", module.even_gain)
+        self.stages.append(Gate(source, target, irreps_out[0].mul, tuple(odd), tuple(gated), *gains, *opening))
         return target
 
     def norm(self, module: torch.nn.Module, source: str, irreps: o3.Irreps) -> str:

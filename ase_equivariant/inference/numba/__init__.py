@@ -18,7 +18,7 @@ from ase_equivariant.inference.numba.compile import Compiler, warn
 from ase_equivariant.inference.numba.contract import ContractKernel
 from ase_equivariant.inference.numba.convolve import ConvolveKernel
 from ase_equivariant.inference.numba.geometry import HIGHEST, GeometryKernel
-from ase_equivariant.inference.numba.linear import EmbedKernel, LinearKernel
+from ase_equivariant.inference.numba.linear import EmbedAttributesKernel, EmbedKernel, LinearKernel
 from ase_equivariant.inference.numba.pointwise import DivideKernel, GateKernel, NormKernel
 from ase_equivariant.inference.numba.readout import ReadoutKernel
 from ase_equivariant.inference.numba.repel import RepelKernel
@@ -29,6 +29,7 @@ from ase_equivariant.inference.program import (
     Convolve,
     Divide,
     Embed,
+    EmbedAttributes,
     Gate,
     Linear,
     Norm,
@@ -40,6 +41,7 @@ from ase_equivariant.potential import Potential
 
 KERNELS = {
     Embed: EmbedKernel,
+    EmbedAttributes: EmbedAttributesKernel,
     Convolve: ConvolveKernel,
     Linear: LinearKernel,
     Contract: ContractKernel,
@@ -144,6 +146,7 @@ class Numba:
         return Run(
             species=species,
             heads=heads.numpy(),
+            attributes=graph.attributes.contiguous().numpy(),
             rows=np.arange(n),
             zeros=np.zeros(n, np.int64),
             order=np.lexsort((species, block_of)),
@@ -177,7 +180,7 @@ class Numba:
 
 def _dimer(potential: Potential) -> Graph:
     """Two atoms at half the cutoff."""
-    ends = torch.tensor([0, 1])
+    ends, usual = torch.tensor([0, 1]), [usual for *_, usual in potential.attributes]
     return Graph(
         positions=torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.3, 0.3]], dtype=torch.float64) * potential.cutoff,
         cell=torch.zeros((1, 3, 3), dtype=torch.float64),
@@ -187,7 +190,7 @@ def _dimer(potential: Potential) -> Graph:
         shifts=torch.zeros((2, 3), dtype=torch.float64),
         batch=torch.zeros(2, dtype=torch.int64),
         heads=torch.zeros(1, dtype=torch.int64),
-        attributes=torch.zeros((2, 0), dtype=torch.int64),
+        attributes=torch.tensor([usual, usual], dtype=torch.int64),
     )
 
 

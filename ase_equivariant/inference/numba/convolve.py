@@ -16,7 +16,7 @@ from ase_equivariant.inference.program import Convolve
 from ase_equivariant.nn.fused import Path
 
 EDGES = 4  # at a time, so that each load of a sum serves four products
-RADIAL = "table, slope_table, constants"  # arrays of the radial functions
+RADIAL = "table, other, constants"  # arrays of the radial functions
 
 
 class ConvolveKernel:

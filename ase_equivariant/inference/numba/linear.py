@@ -6,7 +6,8 @@ import numpy as np
 
 from ase_equivariant.inference.numba.compile import Compiler
 from ase_equivariant.inference.numba.run import Run
-from ase_equivariant.inference.program import Embed, Linear
+from ase_equivariant.inference.program import Embed, EmbedAttributes, Linear
+from ase_equivariant.nn.attributes import require_attributes
 
 TILE = 32  # columns of a matrix that are summed together
 SOURCE = """
@@ -51,6 +52,17 @@ def embed(a, b, species, table, ys):
         row, y = table[species[n]], ys[n]
         for k in range(row.size):
             y[k] += row[k]
+"""
+EMBED_ATTRIBUTES = """
+@exact
+def embed(a, b, attributes, starts, table, ys):
+    for n in range(a, b):
+        y = ys[n]
+        for k in range(y.size):
+            x = real(0.0)
+            for i in range(starts.size):
+                x += table[starts[i] + attributes[n, i], k]
+            y[k] += x / (real(1.0) + np.exp(-x))
 """
 
 
@@ -97,6 +109,23 @@ class EmbedKernel:
 
     def forward(self, run: Run, a: int, b: int) -> None:
         self._embed(a, b, run.species, self.table, run.values[self.target])
+
+    def backward(self, run: Run, a: int, b: int) -> None:
+        """Nothing depends on positions here."""
+
+
+class EmbedAttributesKernel:
+    """Kernel of an `EmbedAttributes`."""
+
+    reads = ()
+
+    def __init__(self, stage: EmbedAttributes, compiler: Compiler):
+        self.target, self.starts, self.table = stage.target, stage.starts, stage.table.astype(compiler.dtype)
+        self._embed = compiler(EMBED_ATTRIBUTES)["embed"]
+
+    def forward(self, run: Run, a: int, b: int) -> None:
+        require_attributes(run.attributes.shape[1], len(self.starts))
+        self._embed(a, b, run.attributes, self.starts, self.table, run.values[self.target])
 
     def backward(self, run: Run, a: int, b: int) -> None:
         """Nothing depends on positions here."""

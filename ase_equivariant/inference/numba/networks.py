@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import numpy as np
 
-from ase_equivariant.inference.radial import Basis, Network, Transform
+from ase_equivariant.inference.radial import LAYER_NORM, Basis, Network, Transform
 
 
-def network_source(network: Network) -> list[str]:
-    """Lines that take `length` and `kind` to `values` and `slopes`; arithmetic of the length is in float64."""
-    basis, shapes = network.basis, [layer.shape[1:] for layer in network.layers]
-    width = max(max(shape) for shape in shapes)
+class Tables:
+    """Arrays of a network side by side: those of all kinds in `table`, those that each kind has in `other`."""
+
+    def __init__(self):
+        self.parts: dict[str, list[np.ndarray]] = {"table": [], "other": []}
+
+    def add(self, array: np.ndarray) -> str:
+        """The kernel's name for an array [1 or kinds, …], whose numbers follow each other there."""
+        name, row = ("table", "0") if len(array) == 1 else ("other", "kind_w")
+        start, size = sum(part.shape[1] for part in self.parts[name]), array[0].size
+        self.parts[name].append(array.reshape(len(array), size))
+        return f"{name}[{row}, {start} : {start + size}]"
+
+    def joined(self) -> list[np.ndarray]:
+        return [np.hstack(parts) if parts else np.empty((1, 0)) for parts in self.parts.values()]
+
+
+def network_source(network: Network) -> tuple[list[str], list[np.ndarray]]:
+    """Lines that take `length` and `kind` to `values` and `slopes`, and the two tables that they read.
+
+    Arithmetic of the length is in float64.
+    """
+    basis, tables = network.basis, Tables()
+    width = max(max(layer.weights.shape[1:]) for layer in network.layers)
     lines = [
         f"v, s = np.empty({width}, real), np.empty({width}, real)",
         f"w, q = np.empty({width}, real), np.empty({width}, real)",
-        "kind_x, kind_w = min(kind, len(constants) - 1), min(kind, len(table) - 1)",
+        "kind_x, kind_w = min(kind, len(constants) - 1), min(kind, len(other) - 1)",
         *_envelope(basis),
         *_transformed(network.transform, basis.count),
         *_basis(basis),
     ]
-    start = 0
-    for i, (n_in, n_out) in enumerate(shapes):
+    for i, layer in enumerate(network.layers):
+        _, n_in, n_out = layer.weights.shape
         if i > 0:
             lines += [
                 f"for n in range({n_in}):",
@@ -28,20 +48,36 @@ def network_source(network: Network) -> list[str]:
                 "    s[n] = q[n] * g * (real(1.0) + w[n] * (real(1.0) - g))",
                 "    v[n] = w[n] * g",
             ]
-        last = i == len(shapes) - 1
+        last = i == len(network.layers) - 1
         w, q = ("values[at + k]", "slopes[at + k]") if last else ("w[k]", "q[k]")
         lines += [
+            f"matrix, bias = {tables.add(layer.weights)}, {tables.add(layer.bias)}",
             f"for k in range({n_out}):",
-            f"    {w} = real(0.0)",
+            f"    {w} = bias[k]",
             f"    {q} = real(0.0)",
             f"for n in range({n_in}):",
-            f"    vn, sn, row = v[n], s[n], table[kind_w, {start} + n * {n_out} : {start} + (n + 1) * {n_out}]",
+            f"    vn, sn, row = v[n], s[n], matrix[n * {n_out} : (n + 1) * {n_out}]",
             f"    for k in range({n_out}):",
             f"        {w} += vn * row[k]",
             f"        {q} += sn * row[k]",
         ]
-        start += n_in * n_out
-    return lines + _last(network)
+        if layer.norm is not None:
+            lines += _normalised(n_out, *map(tables.add, layer.norm))
+    return lines + _last(network), tables.joined()
+
+
+def _normalised(width: int, gains: str, shifts: str) -> list[str]:
+    """The norm of a hidden layer w with slopes q."""
+    return [
+        f"gains, shifts, mean, change = {gains}, {shifts}, real({LAYER_NORM}), real(0.0)",
+        f"for k in range({width}):",
+        f"    mean += real({1.0 / width!r}) * w[k] * w[k]",
+        f"    change += real({1.0 / width!r}) * w[k] * q[k]",
+        "change, factor = change / mean, real(1.0) / np.sqrt(mean)",
+        f"for k in range({width}):",
+        "    q[k] = factor * gains[k] * (q[k] - change * w[k])",
+        "    w[k] = factor * gains[k] * w[k] + shifts[k]",
+    ]
 
 
 def _envelope(basis: Basis) -> list[str]:

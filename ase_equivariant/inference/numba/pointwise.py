@@ -19,7 +19,16 @@ def silu_slope(x):
     return s * (real(1.0) + x * (real(1.0) - s))
 
 @exact
-def forward(a, b, even, odd, gated, gain, odd_gain, xs, ys):
+def sigmoid(x):
+    return real(1.0) / (real(1.0) + np.exp(-x))
+
+@exact
+def sigmoid_slope(x):
+    s = real(1.0) / (real(1.0) + np.exp(-x))
+    return s * (real(1.0) - s)
+
+@exact
+def forward(a, b, even, odd, gated, gain, odd_gain, gate_gain, xs, ys):
     for n in range(a, b):
         x, y = xs[n], ys[n]
         for k in range(even):
@@ -30,12 +39,12 @@ def forward(a, b, even, odd, gated, gain, odd_gain, xs, ys):
         for i in range(len(gated)):
             gate, start, out, dim, width = gated[i]
             for k in range(width):
-                g = gain * silu(x[gate + k])
+                g = gate_gain * OPENING(x[gate + k])
                 for m in range(dim):
                     y[out + m * width + k] += g * x[start + m * width + k]
 
 @exact
-def backward(a, b, even, odd, gated, gain, odd_gain, xs, gs, dxs):
+def backward(a, b, even, odd, gated, gain, odd_gain, gate_gain, xs, gs, dxs):
     for n in range(a, b):
         x, g, dx = xs[n], gs[n], dxs[n]
         for k in range(even):
@@ -47,11 +56,11 @@ def backward(a, b, even, odd, gated, gain, odd_gain, xs, gs, dxs):
         for i in range(len(gated)):
             gate, start, out, dim, width = gated[i]
             for k in range(width):
-                factor, total = gain * silu(x[gate + k]), real(0.0)
+                factor, total = gate_gain * OPENING(x[gate + k]), real(0.0)
                 for m in range(dim):
                     total += g[out + m * width + k] * x[start + m * width + k]
                     dx[start + m * width + k] += factor * g[out + m * width + k]
-                dx[gate + k] += gain * silu_slope(x[gate + k]) * total
+                dx[gate + k] += gate_gain * OPENING_slope(x[gate + k]) * total
 """
 NORM = """
 @summing
@@ -104,8 +113,8 @@ class GateKernel:
         real = compiler.dtype.type
         odd = np.array(stage.odd, np.int64).reshape(-1, 3)
         gated = np.array(stage.gated, np.int64).reshape(-1, 5)
-        self.layout = stage.even, odd, gated, real(stage.even_gain), real(stage.odd_gain)
-        kernels = compiler(GATE)
+        self.layout = stage.even, odd, gated, *map(real, (stage.even_gain, stage.odd_gain, stage.gate_gain))
+        kernels = compiler(GATE.replace("OPENING", stage.opening))
         self._forward, self._backward = kernels["forward"], kernels["backward"]
 
     def forward(self, run: Run, a: int, b: int) -> None:

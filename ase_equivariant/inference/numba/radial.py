@@ -12,7 +12,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def radial_functions(radial: Network | Splines, dtype: np.dtype) -> Exact | Interpolated:
-    """Source of `radial(length, kind, table, slope_table, constants, values, slopes, at)`, and its arrays.
+    """Source of `radial(length, kind, table, other, constants, values, slopes, at)`, and its arrays.
 
     It writes values and slopes [at, at + num_weights); `values_only` writes no slopes.
     """
@@ -20,26 +20,23 @@ def radial_functions(radial: Network | Splines, dtype: np.dtype) -> Exact | Inte
 
 
 class Exact:
-    """A network; its arrays are the kinds, the layers one after the other, and constants by kind."""
+    """A network; its arrays are the kinds, the layers in two tables, and constants by kind."""
 
     def __init__(self, network: Network, dtype: np.dtype):
-        body = network_source(network)
+        body, tables = network_source(network)
         self.source = _function("values_only", body) + _function("radial", body)
-        count = max(len(layer) for layer in network.layers)
-        layers = [layer.reshape(len(layer), -1).repeat(count // len(layer), 0) for layer in network.layers]
-        table = np.concatenate(layers, 1).astype(dtype)
         constants = network.basis.frequencies[None]
         if network.transform is not None:
             sizes = network.transform.sizes[:, None]
             constants = np.hstack([constants.repeat(len(sizes), 0), sizes])
-        self._arrays = network.kinds, table, table, constants
+        self._arrays = network.kinds, *(table.astype(dtype) for table in tables), constants
 
     def arrays(self, species: np.ndarray) -> Arrays:
         return self._arrays
 
 
 class Interpolated:
-    """Splines; one joins the others, row after row, when a structure first has its kind of edges.
+    """Splines, coefficients and slopes; one joins the others, row after row, when a structure first has its kind.
 
     Constants of each are its inverse spacing, last interval and first row. Threads that meet new kinds at once may lose
     each other's splines, and make them again.
@@ -59,21 +56,24 @@ class Interpolated:
             missing = needed[places[needed] < 0]
             places = places.copy()
             places[missing] = np.arange(len(missing)) + len(arrays[2])
-            for kind in missing.tolist():
-                arrays = _joined(arrays, self.splines.fit(kind)[0])
+            arrays = _joined(arrays, [self.splines.fit(kind)[0] for kind in missing.tolist()])
             self._known = species.tobytes(), places, arrays
         return places[self.splines.kinds], *arrays
 
 
-def _joined(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], spline: Spline) -> tuple[np.ndarray, ...]:
-    constants = 1.0 / spline.spacing, spline.n_intervals - 1.0, len(arrays[0])
-    padded = np.pad(spline.slopes, ((0, 1), (0, 0)))
-    added = spline.coefficients, padded, np.array([constants])
-    return tuple(np.concatenate([old, new.astype(old.dtype)]) for old, new in zip(arrays, added, strict=True))
+def _joined(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], splines: list[Spline]) -> tuple[np.ndarray, ...]:
+    parts, row = [[old] for old in arrays], len(arrays[0])
+    for spline in splines:
+        constants = 1.0 / spline.spacing, spline.n_intervals - 1.0, row
+        padded = np.pad(spline.slopes, ((0, 1), (0, 0)))
+        for part, new in zip(parts, (spline.coefficients, padded, np.array([constants])), strict=True):
+            part.append(new.astype(part[0].dtype))
+        row += len(spline.coefficients)
+    return tuple(map(np.concatenate, parts))
 
 
 def _function(name: str, body: list[str]) -> str:
-    head = ["@inlined", f"def {name}(length, kind, table, slope_table, constants, values, slopes, at):"]
+    head = ["@inlined", f"def {name}(length, kind, table, other, constants, values, slopes, at):"]
     return "\n".join([*head, *(f"    {line}" for line in body), ""])
 
 
@@ -89,7 +89,7 @@ def _spline_source(num_weights: int) -> str:
             right = [f"({j + 1}.0 - t) * b{d - 1}_{j}"] if j < d else []
             lines.append(f"b{d}_{j} = ({' + '.join(left + right)}) / {d}.0")
     lines += [f"v{j}, r{j} = real(b{DEGREE}_{j}), table[row + {j}]" for j in range(DEGREE + 1)]
-    slopes = [f"s{j}, q{j} = real(b{DEGREE - 1}_{j}), slope_table[row + {j}]" for j in range(DEGREE)]
+    slopes = [f"s{j}, q{j} = real(b{DEGREE - 1}_{j}), other[row + {j}]" for j in range(DEGREE)]
     value = " + ".join(f"v{j} * r{j}[k]" for j in range(DEGREE + 1))
     slope = " + ".join(f"s{j} * q{j}[k]" for j in range(DEGREE))
     loop = [f"for k in range({num_weights}):", f"    values[at + k] = {value}"]

@@ -12,6 +12,7 @@ class Run:
     # nodes
     species: np.ndarray  # [n_nodes]
     heads: np.ndarray  # [n_nodes]
+    attributes: np.ndarray  # [n_nodes, n_attributes]
     rows: np.ndarray  # [n_nodes] 0, 1, 2, …
     zeros: np.ndarray  # [n_nodes]
     order: np.ndarray  # [n_nodes] the nodes of each block, those of one species together
