@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
+import textwrap
 from dataclasses import asdict
 from functools import cache
 from io import BytesIO
@@ -40,6 +42,7 @@ TABLES = ("atomic_energies", "scale", "shift")
 STRUCTURE = ("format_version", "architecture", "config", "atomic_numbers", "heads", *TABLES, "checksum")
 ZIP = b"PK\x03\x04"  # how the files of torch.save begin
 MAX_DEPTH = 20  # lists and dicts within each other in the header
+MAX_REASON = 1000  # characters, of why a file is not imported: what it says itself may be of any size
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 
@@ -142,7 +145,9 @@ def _convert(data: bytes, source: str) -> Potential:
     try:
         potential = import_model(data).eval()
     except ValueError as error:
-        raise InputError(f"cannot import {source}: {error}; nothing in it was executed") from error
+        reason = textwrap.shorten(str(error), MAX_REASON)
+        raise InputError(f"cannot import {source}: {reason}; nothing in it was executed") from error
+    _check_numbers(potential.atomic_numbers, source)
     golden = golden_probes(potential)
     if not all(isfinite(record["energy"]) for record in golden):
         raise InputError(f"{source} gives energies that are not numbers; its weights are damaged, get the file again")
@@ -205,18 +210,22 @@ def _foreign(start: bytes) -> str:
         )
     if start.startswith(b"\x80"):
         return "is a Python pickle; opening such a file can run code, so this package does not unpickle it"
-    return "is not a safetensors file, or it is damaged"
+    return f"is not a safetensors file, or it is damaged: it begins with {start!r}"
 
 
 def _check_header(header: dict[str, Any], source: str) -> None:
     version = header.get("format_version")
     if version != FORMAT_VERSION:
-        raise InputError(f"{source} has format_version {version!r}; this version reads {FORMAT_VERSION}")
+        raise InputError(f"{source} has format_version {reprlib.repr(version)}; this version reads {FORMAT_VERSION}")
     missing = [key for key in STRUCTURE if key not in header]
     if missing:
         raise InputError(f"{source} is damaged: its header lacks {_listed(missing)}")
+    if not isinstance(header.get("golden", []), list):
+        raise InputError(f"{source} is damaged: the golden structures of this model are malformed, they are not a list")
     if header["architecture"] not in list(ARCHITECTURES):
-        raise InputError(f"{source} has architecture {header['architecture']!r}; known are {_listed(ARCHITECTURES)}")
+        raise InputError(
+            f"{source} has architecture {reprlib.repr(header['architecture'])}; known are {_listed(ARCHITECTURES)}"
+        )
 
 
 def _assemble(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -> Potential:
@@ -237,11 +246,16 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -
         raise InputError(f"{source} has heads {potential.heads}; they must be names that differ")
     if (config.num_species, config.num_heads) != (len(numbers), len(potential.heads)):
         raise InputError(f"the config of {source} does not fit its atomic_numbers {numbers} or heads {potential.heads}")
-    if numbers != sorted(set(numbers)) or not all(0 < z < 119 for z in numbers):
-        raise InputError(f"{source} has atomic_numbers {numbers}; they must be sorted, unique and in 1..118")
+    _check_numbers(numbers, source)
     _check_tensors(architecture.state_dict(), tensors, source)
     architecture.load_state_dict({name: value.clone() for name, value in tensors.items()}, assign=True)
     return potential.eval()
+
+
+def _check_numbers(numbers: list[int], source: str) -> None:
+    if numbers != sorted(set(numbers)) or not all(0 < z < 119 for z in numbers):
+        given = reprlib.repr(numbers)
+        raise InputError(f"{source} has atomic_numbers {given}; they must be sorted, unique and in 1..118")
 
 
 def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:

@@ -9,8 +9,10 @@ Vectors point from sender to receiver and messages are summed at receivers.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -154,11 +156,13 @@ def attribute_values(atoms: Atoms, attributes: Attributes) -> list[int]:
     """The whole numbers in `atoms.info`, by the keys of (key, lowest, highest and usual value)."""
     values = []
     for key, lowest, highest, usual in attributes:
-        given = np.asarray(atoms.info.get(key, usual))
-        whole = given.shape == () and given.dtype.kind in "iuf" and given == np.floor(given)
-        if not (whole and lowest <= given <= highest):
+        given = atoms.info.get(key, usual)
+        if isinstance(given, np.ndarray) and given.shape == () and not np.ma.is_masked(given):
+            given = given[()]
+        proper = isinstance(given, Real) and not isinstance(given, bool) and lowest <= given <= highest
+        if not (proper and given == int(given)):
             raise InputError(
-                f"atoms.info[{key!r}] is {atoms.info[key]!r}; this model needs a whole number from {lowest} "
+                f"atoms.info[{key!r}] is {reprlib.repr(given)}; this model needs a whole number from {lowest} "
                 f"to {highest} there, and takes {usual} where it is missing"
             )
         values.append(int(given))

@@ -1,4 +1,4 @@
-"""Less of a model: some of its elements, some of its heads, with the same numbers for what is left.
+"""Less of a model: some of its elements, some of its heads, one charge, with the same numbers for what is left.
 
 Nothing is fitted and nothing is computed: weights that have an axis of species or of heads lose the entries that are
 not wanted. Which weights these are is declared by each architecture, see `architectures`; one that is not declared is
@@ -8,17 +8,21 @@ an error, never a guess.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 import torch
+from ase import Atoms
 from ase.calculators.calculator import InputError
 from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
+from ase_equivariant.graph import attribute_values
 from ase_equivariant.potential import Potential
+
+TABLES = ("atomic_energies", "scale", "shift")
 
 
 def choose_head(potential: Potential, head: str | None) -> str:
@@ -65,7 +69,33 @@ def restricted(
         atomic_numbers=numbers,
         heads=names,
         metadata=_metadata(potential, numbers, names),
-        **{key: getattr(potential, key)[kept][:, species] for key in ("atomic_energies", "scale", "shift")},
+        **{key: getattr(potential, key)[kept][:, species] for key in TABLES},
+    ).train(potential.training)
+
+
+def fix_attributes(potential: Potential, info: Mapping[str, int]) -> Potential:
+    """The same potential for structures of one charge and spin, say, which it then does not read any more.
+
+    `info` has what `Atoms.info` would; what it lacks takes its usual value. What the model makes of the numbers becomes
+    part of the embedding of each species. Golden structures are dropped. Raises `InputError` for keys that the model
+    does not read, and for values that it does not know.
+    """
+    known = [key for key, *_ in potential.attributes]
+    if not known or not set(info) <= set(known):
+        raise InputError(f"this model reads {' and '.join(known) or 'nothing'} from atoms.info, not {', '.join(info)}")
+    values = attribute_values(Atoms(info=dict(info)), potential.attributes)
+    whole = potential.architecture
+    weights = {name: value for name, value in whole.state_dict().items() if not name.startswith("attributes.")}
+    weights["embedding"] = (whole.embedding + whole.attributes(torch.tensor([values]))).detach()
+    kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(whole)]
+    architecture = build_unweighted(kind, {**asdict(whole.config), "attributes": ()}, potential.dtype)
+    architecture.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+    return Potential(
+        architecture,
+        atomic_numbers=potential.atomic_numbers,
+        heads=potential.heads,
+        metadata={key: value for key, value in potential.metadata.items() if key != "golden"},
+        **{key: getattr(potential, key) for key in TABLES},
     ).train(potential.training)
 
 

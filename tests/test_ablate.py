@@ -102,6 +102,11 @@ def test_the_architecture_can_be_an_axis(raw):
     assert [point.raw["architecture"] for point in points] == ["mace", "nequip", "botnet"]
 
 
+def test_settings_with_values_for_each_element_can_be_axes(raw):
+    points = grid(raw, ["distance_transform=none,agnesi", "pair_repulsion=null,{},{radii: [1.2, 1.3]}"])
+    assert [point.settings["model.pair_repulsion"] for point in points[:3]] == [None, {}, {"radii": [1.2, 1.3]}]
+
+
 @pytest.mark.parametrize(
     ("vary", "sentence"),
     [

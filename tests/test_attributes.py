@@ -10,14 +10,16 @@ from structures import STRUCTURES
 from test_importers_mace import BLOCKS, as_record
 from tiny import tiny_potential
 
-from ase_equivariant import EquivariantCalculator
+from ase_equivariant import EquivariantCalculator, load_potential, save_potential
 from ase_equivariant.checkpoint import from_bytes, to_bytes
+from ase_equivariant.cli.main import main
 from ase_equivariant.derivatives import predict
 from ase_equivariant.golden import golden_probes, golden_structures, verify_golden
 from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.records import ForeignFileError
 from ase_equivariant.inference.torchscript import export
+from ase_equivariant.restrict import fix_attributes
 from ase_equivariant.training.config import read_config
 from ase_equivariant.training.train import started_from
 
@@ -81,14 +83,17 @@ def test_a_model_that_does_not_know_charges_does_not_look_at_them():
     assert atoms.calc.calls == 1
 
 
-@pytest.mark.parametrize("value", [0.5, 3, -2, np.nan, None, "1", True, [1, 1]])
+MASKED = (np.ma.masked, np.ma.masked_array(1, mask=True))
+
+
+@pytest.mark.parametrize("value", [0.5, 3, -2, np.nan, np.inf, None, "1", True, [1, 1], [1, [2]], [[1], []], *MASKED])
 def test_a_charge_that_the_model_does_not_know_is_refused(potential, value):
     rule = "needs a whole number from -1 to 2 there, and takes 0 where it is missing"
     with pytest.raises(InputError, match=rf"atoms.info\['charge'\] is .*{rule}"):
         calculator(potential).get_potential_energy(water(charge=value))
 
 
-@pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.float32(2)])
+@pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.float32(2), np.array(2), np.ma.masked_array(2)])
 def test_any_kind_of_whole_number_will_do(potential, value):
     assert graph_of(potential, water(charge=value)).attributes.tolist() == 3 * [[2, 1]]
 
@@ -147,6 +152,37 @@ def test_scripts_know_charges_and_exported_files_say_that_they_do_not(potential,
     with pytest.raises(InputError, match="depends on the charge and spin of a structure"):
         export(potential, tmp_path / "a.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_for_one_charge_and_spin_is_the_whole_one_there(tmp_path):
+    whole = tiny_potential(attributes=ATTRIBUTES, embedding_readout=True, l_max=1, correlation=2)
+    fixed = fix_attributes(whole, {"charge": 2})
+    assert fixed.attributes == ()
+    ions = [water(charge=charge) for charge in (2, 1)]
+    expected, other = (predict(whole, graph_of(whole, atoms)) for atoms in ions)
+    found = predict(fixed, graph_of(fixed, ions[1]))
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-12)
+    assert abs(found.forces - other.forces).max() > 1e-3
+    export(fixed, tmp_path / "a.pt")
+    plain = tiny_potential(attributes=ATTRIBUTES, l_max=1, correlation=2)
+    assert lower(fix_attributes(plain, {"charge": 2}), exact=True)
+
+
+def test_convert_fixes_a_charge_and_says_so(potential, tmp_path, capsys):
+    save_potential(potential, tmp_path / "whole.safetensors")
+    command = ["convert", str(tmp_path / "whole.safetensors"), "-o", str(tmp_path / "ion.safetensors"), "--fix"]
+    with pytest.raises(SystemExit) as end:
+        main([*command, "charge=-1"])
+    assert not end.value.code
+    metadata = load_potential(tmp_path / "ion.safetensors").metadata
+    assert metadata["provenance"]["fixed"] == "charge -1, spin 1"
+    assert verify_golden(load_potential(tmp_path / "ion.safetensors"))["forces"] < 1e-10
+    for wrong, reason in {"charge=9": "from -1 to 2", "mass=1": "charge and spin", "charge": "charge=1,spin=2"}.items():
+        with pytest.raises(SystemExit) as end:
+            main([*command, wrong])
+        assert end.value.code == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_training_says_that_it_does_not_support_them(potential, tmp_path):

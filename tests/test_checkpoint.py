@@ -373,7 +373,9 @@ def test_too_many_golden_structures_are_refused_when_made_and_when_verified(pote
     assert len(golden_structures(potential, structures[:2])) == 2
 
 
-@pytest.mark.parametrize("golden", [7, [7], [{}], [{"numbers": [1], "positions": [[0]], "cell": 1, "pbc": 1}]])
+@pytest.mark.parametrize(
+    "golden", [7, None, {}, [7], [{}], [{"numbers": [1], "positions": [[0]], "cell": 1, "pbc": 1}]]
+)
 def test_malformed_golden_structures_are_refused(potential, golden):
     potential.metadata["golden"] = golden
     with pytest.raises(InputError, match="golden structures of this model are malformed"):

@@ -138,7 +138,7 @@ def test_convert_keeps_what_is_asked_for(run, model, tmp_path):
 
 
 def test_info_shows_the_header_and_what_an_isolated_atom_gives(run, model):
-    code, out, _ = run("info", model)
+    code, out, _ = run("info", model, "--all")
     assert code == 0
     words = ("hidden irreps: 6x0e+6x1o", "cutoff: 4", "PBE [plane waves]", "MIT", "Nobody", "1.25", "validation: 1, 2")
     assert all(word in out for word in (*words, "sha256", "golden structures: 1"))
@@ -147,6 +147,30 @@ def test_info_shows_the_header_and_what_an_isolated_atom_gives(run, model):
         alone.calc = EquivariantCalculator(model, dtype="float64", head=head)
         row = next(line.split() for line in out.splitlines() if line.split()[:2] == ["Si", head])
         assert float(row[-1]) == pytest.approx(alone.get_potential_energy(), abs=1e-6)
+
+
+def test_info_of_a_universal_model_fits_a_screen(run, tmp_path):
+    many = tiny_potential(atomic_numbers=tuple(range(1, 90)), attributes=(("charge", -1, 2, 0),), correlation=1)
+    groups = {"all": {"energy": 1.25}, **{symbol: {"energy": 3.75} for symbol in ("Si", "Cu")}}
+    many.metadata["errors"] = {"units": {"energy": "meV/atom"}, "test": {"near": groups, "far": groups}}
+    save_potential(many, tmp_path / "many.safetensors")
+    code, brief, _ = run("info", tmp_path / "many.safetensors")
+    assert code == 0
+    assert len(brief.splitlines()) <= 25
+    words = (
+        "H He Li",
+        "Fr Ra Ac",
+        "cutoff: 4",
+        "atoms.info['charge']: -1 to 2",
+        "errors: energy meV/atom",
+        "test far",
+        "1.25",
+    )
+    assert [word for word in words if word not in brief] == []
+    assert "3.75" not in brief
+    full = run("info", tmp_path / "many.safetensors", "--all")[1]
+    assert "3.75" in full
+    assert sum(line.split()[1:2] == ["default"] for line in full.splitlines()) == 89
 
 
 def test_what_a_file_says_cannot_steer_the_terminal(run, tmp_path):

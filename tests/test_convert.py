@@ -127,6 +127,17 @@ def test_a_file_whose_weights_are_not_numbers_is_refused(foreign, cache, convers
     assert not list(cache.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("numbers", [[1, 6, 8, 14, 14], [1, 6, 8, 29, 14], [-1, 6, 8, 14, 29], [1, 6, 8, 14, 10**9]])
+def test_a_file_of_elements_that_do_not_exist_or_are_there_twice_is_refused(numbers, foreign, cache, monkeypatch):
+    potential = tiny_potential()
+    potential.atomic_numbers = numbers
+    monkeypatch.setattr(checkpoint, "recognises", lambda data: True)
+    monkeypatch.setattr(checkpoint, "import_model", lambda data: potential)
+    with pytest.raises(InputError, match=r"my\.model has atomic_numbers .*; they must be sorted, unique and in 1..118"):
+        load_potential(foreign)
+    assert not list(cache.rglob("*.safetensors"))
+
+
 def test_golden_structures_of_eighty_nine_elements_are_small(tmp_path):
     potential = tiny_potential(atomic_numbers=(*range(1, 84), *range(89, 95)))
     save_potential(potential, tmp_path / "a.safetensors")

@@ -151,6 +151,15 @@ def test_every_block_gives_the_numbers_of_mace_torch(name, backend):
     assert calculator.parameters["backend"] == backend
 
 
+def test_frequencies_that_are_not_numbers_stay_so():
+    """They are not taken for the usual ones, with which the file would be another model."""
+    root = as_record(next(iter(BLOCKS["models"].values()))["tree"])
+    assert not import_mace(root).architecture.config.trainable_bessel
+    root.get("radial_embedding.bessel_fn.bessel_weights").fill_(torch.nan)
+    potential = import_mace(root)
+    assert potential.architecture.radial.frequencies.isnan().all()
+
+
 def test_features_of_both_parities_are_refused_by_their_irreps():
     with pytest.raises(ForeignFileError, match=r"features 2x0e\+2x0o\+2x1o\+2x1e have irreps of both parities"):
         import_mace(as_record(BLOCKS["refused"]["both parities"]))

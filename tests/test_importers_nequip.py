@@ -134,6 +134,9 @@ def test_atom_types_keep_their_elements_in_any_order():
         ({"_target_": "nequip.model.modify", "modifiers": [{"modifier": "modify_PerTypeScaleShift"}]}, "modify_Per"),
         ({"_target_": "allegro.model.AllegroModel"}, "allegro.model.AllegroModel"),
         ({"num_features": 3}, "layout"),
+        ({"num_layers": 10**9}, "its num_layers is 1000000000, which must be a whole number up to 20"),
+        ({"l_max": 10**6}, "its l_max is 1000000"),
+        ({"l_max": "1"}, "its l_max is '1'"),
         ({"r_max": -1.0}, "cutoff"),
     ],
 )

@@ -41,12 +41,12 @@ KINDS = {
     "absolute values": {"readout": "bias_mlp", "readout_activation": "abs"},
     "charge and spin": {"attributes": (("charge", -1, 2, 0), ("spin", 0, 3, 1)), "embedding_readout": True},
     "repulsion": {"pair_repulsion": {"radii": RADII}},
-    "repulsion outside the scale": {"pair_repulsion": {"radii": RADII, "scaled": False, "envelope_power": 2}},
+    "repulsion inside the scale": {"pair_repulsion": {"radii": RADII, "scaled": True, "envelope_power": 2}},
 }
 kinds = pytest.mark.parametrize("settings", KINDS.values(), ids=list(KINDS))
 COMBINED = [
     ("nonlinear", "soft", "charge and spin"),
-    ("densities", "Agnesi", "repulsion outside the scale", "absolute values"),
+    ("densities", "Agnesi", "repulsion inside the scale", "absolute values"),
 ]
 COMBINED += [("attention", "soft shift", "Gaussians"), ("rotations only", "Chebyshev polynomials", "tanh")]
 
@@ -210,7 +210,7 @@ def test_the_repulsion_is_that_of_ziegler_biersack_and_littmark():
     zbl = ZBL(ZBLConfig(radii=(0.76, 1.11), envelope_power=5), [6, 14], cutoff=5.0)
 
     def expected(r, z, other, end):
-        x = r * (z**0.3 + other**0.3) / (0.4543 * 0.529)
+        x = r * (z**0.23 + other**0.23) / 0.46853  # 0.8854 Bohr radii
         terms = zip((0.1818, 0.5099, 0.2802, 0.02817), (3.2, 0.9423, 0.4028, 0.2016))
         screening = sum(c * math.exp(-d * x) for c, d in terms)
         u = r / end

@@ -33,7 +33,7 @@ MODELS = {
         "interaction": "density_residual",
         "distance_transform": "agnesi",
         "covalent_radii": RADII,
-        "pair_repulsion": REPULSION,
+        "pair_repulsion": REPULSION | {"scaled": True},
     },
     "other settings": {
         "interaction_first": "density_residual",
@@ -49,7 +49,7 @@ MODELS = {
         "readout": "bias_mlp",
         "readout_activation": "tanh",
         "readout_mlp": 4,
-        "pair_repulsion": REPULSION | {"scaled": False},
+        "pair_repulsion": REPULSION,
     },
     "universal": {
         "interaction_first": "nonlinear",

@@ -85,6 +85,7 @@ class Touch:
         (b"\x80\x02}()" + b"q\x00h\x00\x86" * 40 + b"K\x01u.", "nests more than 10000 entries"),
         (b"\x80\x02\x8a\xff" + b"\x01" * 10, "it is damaged"),
         (b"\x80\x04\x96" + (2**40).to_bytes(8, "little") + b".", "it is damaged"),
+        (b"\x80\x02\x8a\x0a" + (2**70).to_bytes(10, "little") + b".", "an enormous table or number"),
         (b"\x80\x02}q", "it is damaged"),
         (b"", "it is damaged"),
     ],
@@ -112,6 +113,23 @@ def test_classes_of_the_file_become_inert_records():
     assert record.get("a") == 1
     with pytest.raises(ForeignFileError, match="sets an attribute"):
         record.a = 2
+
+
+def test_compressions_that_torch_does_not_use_are_refused():
+    """Some of them take gigabytes before the first byte comes."""
+    with pytest.raises(ForeignFileError, match="compressed in a way that torch does not use"):
+        read_records(archive(program("collections", "OrderedDict"), zipfile.ZIP_LZMA))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_frozen_module_is_refused_with_the_reason():
+    """Freezing makes constants of the weights, under no name."""
+    module = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 3)).eval())
+    for made, reason in {module: "it holds torch.nn.modules.container.Seq", torch.jit.freeze(module): "frozen"}.items():
+        buffer = io.BytesIO()
+        torch.jit.save(made, buffer)
+        with pytest.raises(ForeignFileError, match=reason):
+            importers.import_model(buffer.getvalue())
 
 
 def test_zip_bombs_are_refused():

@@ -296,6 +296,19 @@ def test_finished_run_goes_on_with_more_epochs_but_not_with_other_data_or_model(
         quietly(write_config(sets, run={"max_epochs": 3}))
 
 
+def test_radii_that_a_configuration_leaves_open_are_covalent(sets):
+    left_open = {"pair_repulsion": {"envelope_power": 5}, "distance_transform": "agnesi"}
+    first = quietly(write_config(sets, model=left_open, run={"max_epochs": 1}))
+    own = load_potential(first).architecture.config
+    assert own.covalent_radii == own.pair_repulsion.radii == (1.24, 1.32)
+    assert own.pair_repulsion.envelope_power == 5
+    again = {"name": "again", "output": "again", "start": "run/tiny.safetensors", "run": {"max_epochs": 1}}
+    assert quietly(write_config(sets, **again, model=left_open)).exists()
+    changed = {"pair_repulsion": {"radii": [1.0, 1.0]}, "distance_transform": "soft"}
+    with pytest.raises(InputError, match="has another distance_transform, pair_repulsion than"):
+        quietly(write_config(sets, **{**again, "output": "other"}, model=changed))
+
+
 def test_run_can_start_from_a_model_file(sets):
     first = quietly(write_config(sets, run={"max_epochs": 30}))
     again = {"name": "again", "output": "again", "start": "run/tiny.safetensors"}

@@ -18,6 +18,9 @@ def convert(
     elements: Annotated[str | None, typer.Option(help="Keep these elements only: H,C,N,O.")] = None,
     head: Annotated[list[str] | None, typer.Option(help="Keep this head only; may be given again.")] = None,
     default_head: Annotated[str | None, typer.Option(help="Head that answers where none is asked for.")] = None,
+    fix: Annotated[
+        str | None, typer.Option(help="Fix what the model reads from atoms.info, for all structures: charge=1,spin=2.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What the model is called.")] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the model, as the file shall say.")] = None,
     level_of_theory: Annotated[str | None, typer.Option(help="What the model was trained to reproduce.")] = None,
@@ -33,7 +36,8 @@ def convert(
         raise InputError(f"{output} is the file to be converted; give another name to write to")
     symbols = None if elements is None else elements.replace(",", " ").split()
     about = {"name": name, "license": license, "level_of_theory": level_of_theory}
-    potential = converted(model, symbols, head or None, default_head, **about)
+    fixed = None if fix is None else _numbers(fix)
+    potential = converted(model, symbols, head or None, default_head, fixed, **about)
     save_potential(potential, output)
     golden = len(potential.metadata["golden"])
     say(
@@ -43,3 +47,13 @@ def convert(
     if "license" not in potential.metadata:
         say("The file says nothing of its licence; --license adds it.")
     say_written(model=output)
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """What --fix says, by key."""
+    from ase.calculators.calculator import InputError
+
+    try:
+        return {key.strip(): int(number) for key, number in (entry.split("=") for entry in text.split(","))}
+    except ValueError:
+        raise InputError(f"--fix takes numbers by name, such as charge=1,spin=2, not {text!r}") from None

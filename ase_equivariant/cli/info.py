@@ -1,4 +1,4 @@
-"""`ase-equivariant info`: everything a model file says about itself, and what it gives for isolated atoms."""
+"""`ase-equivariant info`: what a model file says about itself, on one screen or in full."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from ase_equivariant.potential import Potential
 
 FIRST = ("name", "architecture", "level_of_theory", "training_data", "training_data_license", "license", "citation")
+SHAPE = ("cutoff", "num_interactions", "l_max", "hidden_irreps", "correlation")  # the config in brief
+MANY_ROWS = 12
 ELSEWHERE = ("format_version", "atomic_numbers", "atomic_energies", "scale", "shift", "heads", "golden", "checksum")
 
 
 def info(
     model: common.ModelArgument,
     verify: Annotated[bool, typer.Option("--verify", help="Recompute the file's golden structures.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show all of the header, and the energies of all elements.")
+    ] = False,
 ) -> None:
-    """Show the header of a model file; exit code 1 if --verify finds wrong numbers."""
+    """Show what a model file says of itself; exit code 1 if --verify finds wrong numbers."""
     import torch
 
     from ase_equivariant.checkpoint import describe, load_potential
@@ -34,14 +39,48 @@ def info(
     say(f"[bold]{escape(str(path))}[/]: {path.stat().st_size / 1e6:.2f} MB, {weights:,} weights, {potential.dtype}")
     say(f"[bold]sha256[/]: {hashlib.sha256(path.read_bytes()).hexdigest()}")
     exact = potential.astype(torch.float64).eval()
-    for key in (*(key for key in FIRST if key in header), *(key for key in header if key not in (*FIRST, *ELSEWHERE))):
-        _show(key, header[key])
-    columns = ["species", "head", "E0 (eV)", "scale", "shift (eV)", "isolated atom (eV)"]
-    console().print(table(columns, _species(exact), title="species"))
+    shown = {key: header[key] for key in FIRST if key in header}
+    rest = {key: value for key, value in header.items() if key not in (*FIRST, *ELSEWHERE)}
+    for key, value in {**shown, **(rest if everything else _brief(header, potential))}.items():
+        _show(key, value)
+    if everything or len(exact.heads) * len(exact.atomic_numbers) <= MANY_ROWS:
+        columns = ["species", "head", "E0 (eV)", "scale", "shift (eV)", "isolated atom (eV)"]
+        console().print(table(columns, _species(exact), title="species"))
     count = len(header.get("golden", []))
     say(f"[bold]golden structures[/]: {count}" + (", recomputed by --verify" if count and not verify else ""))
+    if not everything:
+        say("--all shows the rest: config, training, errors and energies of each element.")
     if verify and not _verified(exact):
         raise typer.Exit(1)
+
+
+def _brief(header: dict[str, Any], potential: Potential) -> dict[str, Any]:
+    """What a user has to know of a model before its first step."""
+    from ase.data import chemical_symbols
+
+    brief: dict[str, Any] = {"elements": " ".join(chemical_symbols[z] for z in potential.atomic_numbers)}
+    if len(potential.heads) > 1:
+        brief |= {"heads": potential.heads, "default_head": header.get("default_head")}
+    brief |= {key: header["config"][key] for key in SHAPE if key in header["config"]}
+    for key, low, high, usual in potential.attributes:
+        brief[f"atoms.info[{key!r}]"] = f"{low} to {high}, {usual} where it is missing"
+    errors, provenance = header.get("errors"), header.get("provenance")
+    if isinstance(errors, dict):
+        units = errors.get("units")
+        if isinstance(units, dict):
+            brief["units_of_errors"] = [f"{name} {unit}" for name, unit in units.items()]
+        brief["errors"] = _by_set({key: value for key, value in errors.items() if key != "units"})
+    if isinstance(provenance, dict):
+        brief["provenance"] = {key: value for key, value in provenance.items() if isinstance(value, str)}
+    return brief
+
+
+def _by_set(errors: dict[str, Any], name: str = "") -> dict[str, Any]:
+    """Errors of whole sets of structures, without those of each element in them."""
+    inner = {key: value for key, value in errors.items() if isinstance(value, dict)}
+    if "all" in inner or not inner:
+        return {name: inner.get("all", errors)}
+    return {key: row for part, value in inner.items() for key, row in _by_set(value, f"{name} {part}".strip()).items()}
 
 
 def _show(key: str, value: Any, indent: int = 0) -> None:

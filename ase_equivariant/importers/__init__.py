@@ -39,6 +39,11 @@ def _rebuild(content: Content) -> Potential:
         return import_nequip(Content(checkpoint_records(root), notes=checkpoint_releases(root)))
     if not isinstance(root, Record):
         raise ForeignFileError(f"it holds a {type(root).__name__} instead of a model")
+    if content.code and "training" not in root.state:  # which is how torch tells, too
+        raise ForeignFileError(
+            "it was frozen (torch.jit.freeze), which turned its weights into constants without names; import the file "
+            "that it was made from"
+        )
     _check_tree(root)
     if root.name.startswith("mace."):
         return import_mace(as_modules(root, content) if content.code else root)

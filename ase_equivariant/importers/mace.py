@@ -151,7 +151,8 @@ def _radial_settings(root: Record, numbers: list[int]) -> dict[str, Any]:
         "chebyshev": torch.arange(1, count + 1, dtype=torch.float64),
     }[kind]
     precision = torch.finfo(numerals.dtype if numerals.is_floating_point() else torch.float64).eps
-    trained = bool((numerals.double().flatten() - usual).abs().max() > 4 * precision * usual.max())
+    usual_ones = (numerals.double().flatten() - usual).abs().max() <= 4 * precision * usual.max()
+    trained = not usual_ones  # nor are they the usual ones if they are NaN
     if trained and kind != "bessel":
         raise ForeignFileError(f"it has a {kind} basis with other numbers than the usual ones")
     settings = {
@@ -187,7 +188,10 @@ def _layer_settings(root: Record) -> dict[str, Any]:
     l_max = math.isqrt(harmonics.dim) - 1
     parity = l_max == 0 or harmonics[1].ir.p == -1
     if any(ir.p != (-1 if parity else 1) ** ir.l for _, ir in hidden):
-        raise ForeignFileError(f"its features {hidden} have irreps of both parities, which our MACE does not have")
+        raise ForeignFileError(
+            f"its features {hidden} have irreps of both parities; this version knows those of parity (-1)^l, "
+            "as published models have"
+        )
     if [ir.l for _, ir in hidden] != sorted(ir.l for _, ir in hidden):
         raise ForeignFileError(f"its features {hidden} do not come in the order of l")
     kinds = [INTERACTIONS[block.name] for block in interactions]
@@ -269,6 +273,7 @@ def _pair_repulsion(root: Record, numbers: list[int]) -> ZBLConfig | None:
     return ZBLConfig(
         radii=tuple(zbl.get("covalent_radii").double()[numbers].tolist()),
         envelope_power=int(zbl.get("p")),
+        scaled=True,
         length=BOHR * float(zbl.get("a_prefactor")),
         exponent=float(zbl.get("a_exp")),
         coefficients=tuple(zbl.get("c").double().tolist()),

@@ -7,6 +7,7 @@ model's parameters.
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ PRESETS = {  # layers, l_max, features of each l
     "L": (6, 3, [128, 64, 32, 32]),
     "XL": (6, 4, [320, 96, 64, 32, 32]),
 }
+MAX_WHOLE = 20
 CLASSES = {
     "": "nequip.nn._graph_mixin.SequentialGraphNetwork",
     "type_embed": "nequip.nn.embedding.node.NodeTypeEmbed",
@@ -126,14 +128,22 @@ def _irreps(arguments: dict[str, Any]) -> tuple[str, list[str]]:
     if "feature_irreps_hidden" in arguments:
         harmonics = arguments["irreps_edge_sh"]
         if isinstance(harmonics, int):
-            harmonics = str(o3.Irreps.spherical_harmonics(harmonics))
+            harmonics = str(o3.Irreps.spherical_harmonics(_whole(arguments, "irreps_edge_sh", 0)))
         return harmonics, list(arguments["feature_irreps_hidden"])
-    l_max, features = arguments.get("l_max", 1), arguments.get("num_features", 32)
+    l_max, features = _whole(arguments, "l_max", 1), arguments.get("num_features", 32)
     features = [features] * (l_max + 1) if isinstance(features, int) else features
     parities = {ell: (1, -1) if arguments.get("parity", True) else ((-1) ** ell,) for ell in range(l_max + 1)}
     hidden = o3.Irreps([(features[ell], (ell, p)) for ell in range(l_max + 1) for p in parities[ell]])
-    n_layers = arguments.get("num_layers", 4)
+    n_layers = _whole(arguments, "num_layers", 4)
     return str(o3.Irreps.spherical_harmonics(l_max)), [str(hidden)] * (n_layers - 1) + [f"{features[0]}x0e"]
+
+
+def _whole(arguments: dict[str, Any], name: str, default: int) -> int:
+    """A degree or a number of layers, before anything is made that large."""
+    value = arguments.get(name, default)
+    if type(value) is not int or not 0 <= value <= MAX_WHOLE:
+        raise ForeignFileError(f"its {name} is {reprlib.repr(value)}, which must be a whole number up to {MAX_WHOLE}")
+    return value
 
 
 def _norms(arguments: dict[str, Any]) -> Tensor:

@@ -64,6 +64,8 @@ def read_content(data: bytes) -> Content:
 def _read_zip(data: bytes) -> Content:
     archive = zipfile.ZipFile(io.BytesIO(data))
     entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries.values()):
+        raise ForeignFileError("it is compressed in a way that torch does not use")
     if any(name == "archive_format" or "aotinductor" in name or name.endswith(".so") for name in entries):
         raise ForeignFileError(
             "it was compiled to machine code (AOTInductor), which holds no weights that could be read, only a program "
@@ -117,12 +119,12 @@ def _tensor(raw: bytes, dtype: torch.dtype, count: int, key: str | int) -> torch
 
 def _read_stream(data: bytes) -> Content:
     """Pickles of magic number, version, machine, object and keys, then each storage behind its number of elements."""
-    pickles, rest = [], data
-    for _ in range(5):
+    pickles, rest = [], data[len(LEGACY) :]
+    for _ in range(4):
         length = check_program(rest)
         pickles.append(rest[:length])
         rest = rest[length:]
-    _, version, machine, program, order = pickles
+    version, machine, program, order = pickles
     held: dict[str | int, torch.Tensor] = {}
 
     def storage(key: str | int, dtype: torch.dtype, count: int) -> torch.Tensor:

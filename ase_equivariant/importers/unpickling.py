@@ -45,7 +45,8 @@ DTYPES = {
 }
 ACTIVATIONS = ("tanh", "abs", "sigmoid", "relu")
 MAX_PROGRAM = 2**25  # bytes
-MAX_INSTRUCTIONS = 5_000_000
+MAX_INSTRUCTIONS = 1_000_000  # fifty times what genuine files have
+MAX_NUMBER = 2**64  # longer ones could all have the same hash, and a dict of them take for ever
 MAX_CLASSES = 10_000
 MAX_TUPLE = 10_000  # entries of a tuple with those of the tuples in it
 
@@ -130,8 +131,8 @@ def check_program(program: bytes) -> int:
     """Length of the first pickle in `program`; refuses one that would take time or memory without bound."""
     stop = 0
     for count, (opcode, argument, position) in enumerate(pickletools.genops(program)):
-        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(program):
-            raise ForeignFileError("its pickle asks for an enormous table")
+        if isinstance(argument, int) and abs(argument) > (len(program) if "PUT" in opcode.name else MAX_NUMBER):
+            raise ForeignFileError("its pickle asks for an enormous table or number")
         if count > MAX_INSTRUCTIONS or position > MAX_PROGRAM:
             raise ForeignFileError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions or {MAX_PROGRAM} bytes")
         stop = position + 1

@@ -67,7 +67,8 @@ def export(potential: Potential, path: str | os.PathLike, device: str = "cpu", h
     if potential.attributes:
         read = " and ".join(key for key, *_ in potential.attributes)
         raise InputError(
-            f"this model depends on the {read} of a structure, which exported files do not ask for; use a calculator"
+            f"this model depends on the {read} of a structure, which exported files do not ask for; `ase-equivariant "
+            "convert --fix` makes a model file for one charge or spin, which can be exported"
         )
     try:
         own = potential.astype(potential.dtype).to(device).eval().requires_grad_(False)

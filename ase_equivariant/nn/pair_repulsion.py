@@ -21,10 +21,10 @@ from ase_equivariant.nn.radial import polynomial_envelope
 class ZBLConfig:
     radii: tuple[float, ...]  # Å, one per species
     envelope_power: int = 6
-    scaled: bool = True  # multiplied by the potential's scale, like the energies of the network
+    scaled: bool = False  # multiplied by the potential's scale, like the energies of the network
     coulomb: float = 14.3996  # k, eV Å
-    length: float = 0.4543 * 0.529  # ℓ, Å
-    exponent: float = 0.3  # p
+    length: float = 0.46853  # ℓ, Å, 0.8854 Bohr radii
+    exponent: float = 0.23  # p
     coefficients: tuple[float, ...] = (0.1818, 0.5099, 0.2802, 0.02817)  # c
     decays: tuple[float, ...] = (3.2, 0.9423, 0.4028, 0.2016)  # d
 

@@ -25,13 +25,12 @@ from rich.console import Console
 
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.checkpoint import load_potential, write_atomically
-from ase_equivariant.training.config import TrainConfig, read_config
+from ase_equivariant.training.config import TrainConfig, read_config, with_radii
 from ase_equivariant.training.parsing import parse, shown
 from ase_equivariant.training.train import train_as
 
 FIXED = ("name", "output")  # the grid itself decides them
 MAX_POINTS = 1000
-STATISTICS = {"num_species": 1, "avg_num_neighbors": 10.0}  # in place of what the data decide, to check a model
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,20 @@ def make_point(raw: dict, settings: dict[str, Any]) -> Point:
         section[name] = value
     changed["output"] = str(Path(raw["output"]) / label)
     config = parse(TrainConfig, changed, "")
-    model = {**STATISTICS, **config.model}
     try:
-        build_unweighted(config.architecture, model, torch.float32)
+        build_unweighted(config.architecture, with_stand_ins(config.model), torch.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{label}: model: {error}") from None
     return Point(label, settings, changed)
+
+
+def with_stand_ins(model: dict) -> dict:
+    """A model's settings with others in place of what the data decide, and as many species as its tables have."""
+    repulsion = model.get("pair_repulsion")
+    radii = repulsion.get("radii") if isinstance(repulsion, dict) else None
+    tables = [table for table in (radii, model.get("covalent_radii"), model.get("species_neighbors")) if table]
+    count = max([1, *(len(table) for table in tables if isinstance(table, list))])
+    return {"num_species": count, "avg_num_neighbors": 10.0, **with_radii(model, [1] * count)}
 
 
 def finished(folder: Path, point: Point) -> dict | None:

@@ -6,13 +6,14 @@ folder of the configuration file, so that a committed configuration works in eve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from ase.calculators.calculator import InputError
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 
 from ase_equivariant.training.parsing import parse, shown
 
@@ -224,6 +225,16 @@ class TrainConfig:
             seed=(0 <= self.seed < 2**63, "0 or more, below 2**63"),
             golden=(self.golden >= 0, "0 or more"),
         )
+
+
+def with_radii(model: dict, numbers: Sequence[int]) -> dict:
+    """Settings of a model with ASE's covalent radii where a distance transform or a pair repulsion is left without."""
+    radii, filled = [float(covalent_radii[z]) for z in numbers], dict(model)
+    if model.get("distance_transform", "none") != "none":
+        filled.setdefault("covalent_radii", radii)
+    if isinstance(model.get("pair_repulsion"), dict):
+        filled["pair_repulsion"] = {"radii": radii, **model["pair_repulsion"]}
+    return filled
 
 
 def read_config(path: Path) -> tuple[TrainConfig, dict]:

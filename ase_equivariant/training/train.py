@@ -7,6 +7,7 @@ The same call on the same output folder resumes after the last finished epoch, w
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import signal
 import warnings
@@ -25,7 +26,7 @@ from ase_equivariant.checkpoint import load_potential, save_potential
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
 from ase_equivariant.training.assess import Assessor
-from ase_equivariant.training.config import TrainConfig, read_config
+from ase_equivariant.training.config import TrainConfig, read_config, with_radii
 from ase_equivariant.training.loss import Loss
 from ase_equivariant.training.module import TrainingModule
 from ase_equivariant.training.progress import AtomicCheckpoints, Bookkeeper
@@ -67,7 +68,8 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
         return started_from(root / config.start, config, sets)
     graphs = [batch.graph for batch in sets.batches(sets.train)]
     neighbors = sum(g.n_edges for g in graphs) / sum(g.n_nodes for g in graphs)
-    settings = {"num_species": len(sets.numbers), "avg_num_neighbors": max(neighbors, 1.0), **config.model}
+    statistics = {"num_species": len(sets.numbers), "avg_num_neighbors": max(neighbors, 1.0)}
+    settings = statistics | with_radii(config.model, sets.numbers)
     try:
         architecture = build(config.architecture, settings, config.seed, getattr(torch, config.precision))
     except (TypeError, ValueError) as error:
@@ -85,23 +87,33 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
     )
 
 
+def says(own: object, asked: object) -> bool:
+    """Whether a setting of a model is what a configuration asks for, which may leave fields of a table open."""
+    if isinstance(own, dict) and isinstance(asked, dict):
+        return all(says(own.get(key), value) for key, value in asked.items())
+    return own == asked
+
+
 def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
     """The potential in a file, if it is what the configuration describes."""
     potential = load_potential(path).astype(getattr(torch, config.precision))
     if potential.attributes:
         read = " and ".join(key for key, *_ in potential.attributes)
-        raise InputError(f"start: {path} depends on the {read} of a structure; such models cannot be trained here")
-    own = potential.architecture.config
-    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(own).items()}
-    changed = [name for name, value in config.model.items() if lists.get(name) != value]
+        raise InputError(
+            f"start: {path} depends on the {read} of a structure; such models cannot be trained, but those that "
+            "`ase-equivariant convert --fix` makes for one charge or spin"
+        )
+    if potential.atomic_numbers != sets.numbers:
+        known, given = (
+            ", ".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
+        )
+        raise InputError(f"start: {path} is for {known}, the training set holds {given}; they must be the same")
+    own = json.loads(json.dumps(asdict(potential.architecture.config)))
+    asked = with_radii(config.model, sets.numbers)
+    changed = [name for name, value in asked.items() if not says(own.get(name), value)]
     if not isinstance(potential.architecture, ARCHITECTURES.get(config.architecture, ())) or changed:
         what = ", ".join(changed) or "architecture"
         raise InputError(f"start: {path} has another {what} than this configuration; make them equal")
-    if potential.atomic_numbers != sets.numbers:
-        known, asked = (
-            ", ".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
-        )
-        raise InputError(f"start: {path} is for {known}, the training set holds {asked}; they must be the same")
     return Potential(
         potential.architecture,
         atomic_numbers=potential.atomic_numbers,
