@@ -18,6 +18,7 @@ from ase_equivariant.golden import golden_probes, golden_structures, verify_gold
 from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.records import ForeignFileError
+from ase_equivariant.inference.lower import lower
 from ase_equivariant.inference.torchscript import export
 from ase_equivariant.restrict import fix_attributes
 from ase_equivariant.training.config import read_config
