@@ -109,6 +109,7 @@ def test_signs_that_nobody_compared_are_not_guessed():
     [
         ("model", "has_shift", True, "a shift of the total energy"),
         ("model.model.func.total_energy_sum", "constant", 0.5, "an energy that is not a sum"),
+        ("model.model.func.total_energy_sum", "reduce", "mean", "an energy that is not a sum"),
         ("model.model.func.layer1_convnet", "resnet", True, "resnet"),
         ("model.model.func.radial_basis.cutoff", "p", 4.5, "polynomial_cutoff_p = 4.5"),
     ],

@@ -98,13 +98,15 @@ def _check_parts(parts: dict[str, Record]) -> None:
     unknown = [part.name for name, part in parts.items() if part.name.split(".")[-1] != expected.get(name)]
     unknown += [f"no {name}" for name in expected if name not in parts]
     if not unknown:
-        edges, basis, sphere = (parts[name] for name in ("edge_norm", "bessel_encode", "spharm"))
+        kinds = ("edge_norm", "bessel_encode", "spharm", "total_energy_sum")
+        edges, basis, sphere, total = (parts[name] for name in kinds)
         flags = {
             "per_edge_type_cutoff": edges.get("_rmax_recip").numel() > 1,
             "categorical_graph_field_embed": parts["type_embed"].get("do_categorical_graph_field_embed", False),
             f"polynomial_cutoff_p = {basis.get('cutoff.p')}": not float(basis.get("cutoff.p")).is_integer(),
             "harmonics of another normalisation": sphere.get("sh.normalization", "component") != "component"
             or not sphere.get("sh.normalize", True),
+            "an energy that is not a sum": total.get("reduce", "sum") != "sum" or total.get("constant", 1.0) != 1.0,
         }
         unknown = [name for name, present in flags.items() if present]
     if unknown:

@@ -69,7 +69,7 @@ def checkpoint_records(checkpoint: dict[str, Any]) -> Record:
         "edge_norm.r_max": arguments["r_max"],
         "bessel_encode.cutoff.p": arguments.get("polynomial_cutoff_p", 6),
         "factor.factor": 2 * math.pi / arguments["r_max"] ** 2,
-        "total_energy_sum.reduce": "sum",
+        "total_energy_sum.constant": 1.0,
     }
     for i, irreps in enumerate(features):
         attributes[f"layer{i}_convnet.feature_irreps_hidden"] = irreps

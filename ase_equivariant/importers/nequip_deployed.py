@@ -60,7 +60,7 @@ def as_packaged(content: Content) -> Content:
         "bessel_encode.cutoff.p": parts["radial_basis"].get("cutoff.p"),
         "factor.factor": 2 * math.pi / cutoff**2,
         "per_atom_energy_readout.mlp_module.mlp.0.weight": _readout(parts),
-        "total_energy_sum.reduce": parts["total_energy_sum"].get("reduce"),
+        **{f"total_energy_sum.{name}": parts["total_energy_sum"].get(name) for name in ("reduce", "constant")},
         **_scales(parts, modules),
     }
     for name, layer in layers.items():
@@ -76,7 +76,6 @@ def _check(parts: dict[str, Record], modules: list[Record]) -> None:
     unknown = [p.name for name, p in {**parts, **radial}.items() if p.name.rsplit(".", 1)[-1] != known.get(name)]
     unknown += [f"no {name}" for name in PARTS if name not in {**parts, **radial, "per_species_rescale": 0, "fc": 0}]
     unknown += ["a shift of the total energy"] * any(module.get("has_shift") for module in modules)
-    unknown += ["an energy that is not a sum"] * (parts["total_energy_sum"].get("constant", 1.0) != 1.0)
     if unknown:
         raise ForeignFileError(f"it has parts that this version cannot rebuild: {', '.join(unknown)}")
 
