@@ -1,6 +1,6 @@
 """Twenty elements and ten compounds relaxed and compressed with a Nequix model, beside PBE.
 
-    python examples/nequix_solids.py nequix-mp-1.nqx [formula ...]
+    python examples/nequix_solids.py [model [formula ...]]    # nequix-mp-1 by default, downloaded once
 
 Elements: WIEN2k, K. Lejaeghere et al., Crit. Rev. Solid State (2014), doi 10.1080/10408436.2013.772503, as ASE has it.
 Compounds: VASP, J. Harl et al., Phys. Rev. B 81, 115126 (2010), without bulk moduli.
@@ -42,7 +42,7 @@ def equation_of_state(relaxed, strains=(-0.02, -0.01, 0.0, 0.01, 0.02)) -> tuple
     return volume, modulus / GPa
 
 
-model, *formulas = sys.argv[1:]
+model, *formulas = sys.argv[1:] or ["nequix-mp-1"]
 calculator = EquivariantCalculator(model, dtype="float64")
 print("                   a (Å)             B (GPa)\n                model    PBE       model   PBE")
 errors = []

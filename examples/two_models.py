@@ -1,9 +1,9 @@
 """Two foundation models of packages that cannot be installed together, MACE and Nequix, on the same crystals.
 
-    python examples/two_models.py nequix-mp-1.nqx [some-mace.model]
+    python examples/two_models.py [nequix-mp-1.nqx [some-mace.model]]
 
-Without a MACE file it is the shipped mace-mlearn. Energies are relative to the crystal at its first lattice constant,
-since the models' zeros differ.
+Without files they are nequix-mp-1, downloaded once, and the shipped mace-mlearn. Energies are relative to the crystal
+at its first lattice constant, since the models' zeros differ.
 """
 
 import sys
@@ -15,7 +15,7 @@ from ase_equivariant import EquivariantCalculator
 
 CRYSTALS = {"Si": (5.35, 5.45, 5.55), "Cu": (3.55, 3.63, 3.71)}  # lattice constants, Å
 
-models = [sys.argv[1], *(sys.argv[2:] or ["mace-mlearn"])]
+models = [*(sys.argv[1:2] or ["nequix-mp-1"]), *(sys.argv[2:] or ["mace-mlearn"])]
 calculators = {Path(model).stem: EquivariantCalculator(model) for model in models}
 
 print("meV/atom and eV/Å  ", *(f"{name:>26}" for name in calculators))
