@@ -88,7 +88,7 @@ def _show(key: str, value: Any, indent: int = 0) -> None:
     title = escape(harmless(key.replace("_", " ")))
     if _is_table(value):
         columns = list(dict.fromkeys(column for row in value.values() for column in row))
-        rows = [[name, *(_text(row.get(column, "")) for column in columns)] for name, row in value.items()]
+        rows = [[name, *(_text(row.get(column, ""), digits=4) for column in columns)] for name, row in value.items()]
         console().print(table(["", *(column.replace("_", " ") for column in columns)], rows, title=title))
     elif isinstance(value, dict):
         say(f"{' ' * indent}[bold]{title}[/]:")
@@ -107,10 +107,10 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, (dict, list))
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, digits: int = 6) -> str:
     if isinstance(value, list):
         return ", ".join(_text(entry) for entry in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _species(exact: Potential) -> list[list[str]]:
