@@ -68,6 +68,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         made.add_column(escape(harmless(column)), justify="right" if number and right else "left", overflow="fold")
+    made.columns[0].min_width = min(max((len(row[0]) for row in rows), default=0), 24)  # names break last
     for row in rows:
         made.add_row(*(escape(harmless(cell)) for cell in row))
     return made
