@@ -22,6 +22,7 @@ from ase_equivariant.graph import from_atoms
 from ase_equivariant.inference.checked import Checked, piece
 from ase_equivariant.inference.estimate import memory_on_cpu
 from ase_equivariant.inference.numba import Numba
+from ase_equivariant.inference.numba.lanes import COUNT
 
 CPU = torch.device("cpu")
 SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
@@ -67,6 +68,11 @@ def checked_against_eager(backend, potential):
 
 def test_float64_is_eager_to_the_last_digits(potential):
     assert_eager_to_the_last_digits(Numba(potential, CPU), potential)
+
+
+def test_narrower_registers_serve_as_well(mace, monkeypatch):
+    monkeypatch.setitem(COUNT, "float64", 1)
+    assert_eager_to_the_last_digits(Numba(mace, CPU), mace)
 
 
 def test_float32_is_near_eager_in_float64(mace):

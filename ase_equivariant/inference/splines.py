@@ -1,8 +1,13 @@
 """Splines through the radial networks of a program.
 
-They are of degree five, with evenly spaced knots from zero to the cutoff: four times continuously differentiable, so a
-potential made of them conserves energy as well as the network's. Each kind of edges has its own, with as many knots as
-it needs, made when a structure first has such edges: small atoms need many, and of 89 elements a structure has few.
+They are of degree five: four times continuously differentiable, so a potential made of them conserves energy as well
+as the network's. Knots are evenly spaced in
+
+    x(r) = N s r / (r_c + (s - 1) r),
+
+s times denser at zero than they are on average and s times sparser at the cutoff r_c: networks vary fastest where atoms
+nearly touch and hardly any edge is, and what the others read should fit a processor's cache. Each kind of edges has its
+own spline, with as many intervals N as it needs, made when a structure first has such edges: of 89 elements it has few.
 """
 
 from __future__ import annotations
@@ -10,10 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.linalg import solve_banded
 
 from ase_equivariant.inference.radial import Network, Pair
 
 DEGREE = 5
+STRETCH = 5.0  # s
 INTERVALS = (128, 256, 512, 1024, 2048)  # the first that reaches the tolerance is taken
 TOLERANCE = 1e-6  # of values and slopes, relative to the largest of each
 BLOCK = 128  # lengths at a time: what is computed of them stays in the processor's cache
@@ -22,15 +29,15 @@ SAMPLES = 3  # kinds of edges at most that tell beforehand whether splines will 
 
 @dataclass(frozen=True)
 class Spline:
-    """At length r = (i + t) spacing it is Σ_a B_a(t) coefficients[i + a].
+    """At x(r) = i + t it is Σ_a B_a(t) coefficients[i + a].
 
-    Its slope is a spline of one degree less, with coefficients of its own: differences of rounded coefficients would
-    have their rounding errors, divided by the small spacing.
+    Its slope in x is a spline of one degree less, with coefficients of its own: differences of rounded coefficients
+    would have their rounding errors, divided by the small spacing.
     """
 
-    spacing: float  # Å
+    cutoff: float  # Å
     coefficients: np.ndarray  # [n_intervals + DEGREE, num_weights]
-    slopes: np.ndarray  # [n_intervals + DEGREE - 1, num_weights] 1/Å
+    slopes: np.ndarray  # [n_intervals + DEGREE - 1, num_weights]
 
     @property
     def n_intervals(self) -> int:
@@ -38,12 +45,13 @@ class Spline:
 
     def evaluate(self, lengths: np.ndarray) -> Pair:
         """Values and slopes, [n, num_weights] each."""
-        first, *weights = _weights(lengths / self.spacing, self.n_intervals)
+        near = 1.0 / (self.cutoff + (STRETCH - 1.0) * lengths)
+        first, *weights = _weights(STRETCH * self.n_intervals * lengths * near, self.n_intervals)
         values, slopes = (
             sum(w[:, None] * rows[first + a] for a, w in enumerate(ws))
             for ws, rows in zip(weights, (self.coefficients, self.slopes), strict=True)
         )
-        return values, slopes
+        return values, slopes * (STRETCH * self.n_intervals * self.cutoff * near * near)[:, None]
 
 
 @dataclass(frozen=True)
@@ -86,23 +94,28 @@ def interpolated(network: Network) -> tuple[Splines | Network, float]:
 
 def _fit(network: Network, kind: int, n_intervals: int) -> Spline:
     """From values at the knots, and at two more points near either end."""
-    knots, spacing = np.arange(n_intervals + 1.0), network.basis.cutoff / n_intervals
+    knots = np.arange(n_intervals + 1.0)
     sites = np.sort(np.concatenate([knots, knots[:2] + 0.5, knots[-2:] - 0.5]))
     first, weights, _ = _weights(sites, n_intervals)
-    matrix = np.zeros((len(sites), len(sites)))
-    np.put_along_axis(matrix, first[:, None] + np.arange(DEGREE + 1), np.stack(weights, 1), 1)
-    coefficients = np.linalg.solve(matrix, network.evaluate(sites * spacing, kind)[0])
-    return Spline(spacing, coefficients, np.diff(coefficients, axis=0) / spacing)
+    bands, columns = np.zeros((2 * DEGREE + 1, len(sites))), first[:, None] + np.arange(DEGREE + 1)
+    bands[DEGREE + np.arange(len(sites))[:, None] - columns, columns] = np.stack(weights, 1)
+    values = network.evaluate(_lengths(sites, network, n_intervals), kind)[0]
+    coefficients = solve_banded((DEGREE, DEGREE), bands, values, check_finite=False)  # not numbers stay so
+    return Spline(network.basis.cutoff, coefficients, np.diff(coefficients, axis=0))
 
 
 def _error(network: Network, kind: int, spline: Spline) -> float:
     """Largest error between the knots, of values and slopes, relative to the largest value and slope."""
-    lengths = (np.arange(4 * spline.n_intervals) + 0.5) / 4.0 * spline.spacing
+    lengths = _lengths((np.arange(4 * spline.n_intervals) + 0.5) / 4.0, network, spline.n_intervals)
     largest = []  # of each block, errors and sizes of both
     for part in np.split(lengths, len(lengths) // BLOCK):
         pairs = zip(spline.evaluate(part), network.evaluate(part, kind), strict=True)
         largest.append([(np.abs(found - exact).max(), np.abs(exact).max()) for found, exact in pairs])
     return max(float(error / (size or 1.0)) for error, size in np.max(largest, 0))
+
+
+def _lengths(x: np.ndarray, network: Network, n_intervals: int) -> np.ndarray:
+    return network.basis.cutoff * x / (STRETCH * n_intervals - (STRETCH - 1.0) * x)
 
 
 def _weights(x: np.ndarray, n_intervals: int) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:

@@ -11,18 +11,20 @@ anew for each edge in both directions, is large matrix products, which torch doe
 from __future__ import annotations
 
 import reprlib
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
 from ase_equivariant.architectures.botnet import BOTNet
 from ase_equivariant.architectures.mace import MACE
 from ase_equivariant.architectures.nequip import NequIP
+from ase_equivariant.inference.collapse import collapsed
 from ase_equivariant.inference.fold import folded
 from ase_equivariant.inference.lower import botnet, mace, nequip
 from ase_equivariant.inference.lower.weights import array
 from ase_equivariant.inference.lower.writer import Writer
-from ase_equivariant.inference.program import CannotLowerError, Program, Repel
+from ase_equivariant.inference.program import CannotLowerError, Convolve, Program, Repel
+from ase_equivariant.inference.splines import interpolated
 from ase_equivariant.nn.pair_repulsion import ZBL
 from ase_equivariant.potential import Potential
 
@@ -45,12 +47,23 @@ def lower(potential: Potential, exact: bool) -> Program:
         raise CannotLowerError(f"architecture {type(model).__name__}")
     architecture = LOWERED[type(model)]
     _check_settings(model.config, architecture.PLAIN, architecture.CHOICES)
-    to = Writer(model, exact)
+    to = Writer(model)
     with torch.no_grad():
         architecture.write(model, to)
     to.stages += _repulsion(potential)
     harmonics = tuple(array(degree.coefficients) for degree in model.harmonics.degrees)
-    return folded(Program(tuple(to.stages), to.widths, harmonics, to.radial.error))
+    program = collapsed(folded(Program(tuple(to.stages), to.widths, harmonics, 0.0)))
+    return program if exact else _interpolated(program)
+
+
+def _interpolated(program: Program) -> Program:
+    """With splines in the place of radial networks, where they are good enough."""
+    stages, error = list(program.stages), 0.0
+    for i, stage in enumerate(stages):
+        if isinstance(stage, Convolve):
+            radial, worst = interpolated(stage.radial)
+            stages[i], error = replace(stage, radial=radial), max(error, worst)
+    return replace(program, stages=tuple(stages), radial_error=error)
 
 
 def _check_settings(config: object, plain: set[str], choices: dict[str, tuple]) -> None:

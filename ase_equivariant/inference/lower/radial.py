@@ -1,4 +1,4 @@
-"""Radial networks of a model, or splines through them."""
+"""Radial networks of a model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import torch
 from ase_equivariant.inference.lower.weights import array, biased_weights
 from ase_equivariant.inference.program import CannotLowerError
 from ase_equivariant.inference.radial import Basis, Layer, Network, Transform
-from ase_equivariant.inference.splines import Splines, interpolated
 from ase_equivariant.nn import linear, norm, radial, transforms
 
 
 class RadialWriter:
-    """What a model's radial networks have in common; `error` is the largest of the splines made so far."""
+    """What a model's radial networks have in common."""
 
-    def __init__(self, model: torch.nn.Module, exact: bool):
+    def __init__(self, model: torch.nn.Module):
         module, transform = model.radial, getattr(model, "transform", None)
         if type(module) is not radial.RadialBasis or type(transform) not in (type(None), transforms.DistanceTransform):
             raise CannotLowerError(f"radial basis {type(module).__name__}, transform {type(transform).__name__}")
         self.basis = Basis(module.kind, module.cutoff, module.power, array(module.frequencies), module.enveloped)
-        self.num_species, self.exact, self.error = len(model.embedding), exact, 0.0
+        self.num_species = len(model.embedding)
         self.transform, self.kinds = None, np.zeros((self.num_species, self.num_species), np.int64)
         if transform is not None:
             radii = array(transform.radii)
@@ -30,15 +29,7 @@ class RadialWriter:
             self.kinds = kinds.reshape(self.kinds.shape)
             self.transform = Transform(transform.kind, tuple(transform.constants), sizes)
 
-    def __call__(self, module: torch.nn.Module, counts: bool = False) -> Network | Splines:
-        network = self._network(module, counts)
-        if self.exact:
-            return network
-        table, error = interpolated(network)
-        self.error = max(self.error, error)
-        return table
-
-    def _network(self, module: torch.nn.Module, counts: bool) -> Network:
+    def __call__(self, module: torch.nn.Module, counts: bool = False) -> Network:
         if type(module) is radial.PairMLP:
             return self._of_pairs(module, counts)
         kinds = self.kinds

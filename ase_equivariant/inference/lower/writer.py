@@ -41,11 +41,11 @@ def refuse_others(layer: torch.nn.Module, kind: type, known: Sequence[str]) -> N
 class Writer:
     """Writes stages down; values are named by a running number."""
 
-    def __init__(self, model: torch.nn.Module, exact: bool):
+    def __init__(self, model: torch.nn.Module):
         if type(model.harmonics) is not harmonics.SphericalHarmonics:
             raise CannotLowerError(f"harmonics {type(model.harmonics).__name__}")
         self.num_species = len(model.embedding)
-        self.radial = RadialWriter(model, exact)
+        self.radial = RadialWriter(model)
         self.stages: list[Stage] = []
         self.widths: dict[str, int] = {}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
 import platform
@@ -28,10 +29,13 @@ from filelock import FileLock
 from llvmlite.binding import get_host_cpu_name
 
 from ase_equivariant import __version__
+from ase_equivariant.inference.numba import lanes
 from ase_equivariant.storage import cache_folder, keep, write_atomically
 
 HEADER = """import numba
 import numpy as np
+
+from ase_equivariant.inference.numba.lanes import fill, fma, load, mul, spread, store, total
 
 real = np.{dtype}
 exact = numba.njit(nogil=True, error_model="numpy", fastmath={{"contract"}}, cache={cache})
@@ -119,6 +123,7 @@ def _load(source: str, dtype: str, folder: Path) -> tuple[Path, dict[str, Callab
     text = HEADER.format(dtype=dtype, cache=True) + source
     cpu = numba.config.CPU_NAME or get_host_cpu_name()
     versions = (__version__, numba.__version__, np.__version__, platform.python_version(), platform.machine(), cpu)
+    versions += (inspect.getsource(lanes),)  # which becomes part of what is compiled
     key = hashlib.sha256("\0".join((text, *versions)).encode()).hexdigest()[:24]
     path = folder / key / SOURCE
     if not _is_whole(path, text):

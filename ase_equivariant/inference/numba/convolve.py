@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from ase_equivariant.inference.numba.compile import Compiler
+from ase_equivariant.inference.numba.lanes import REGISTERS, lanes_of
 from ase_equivariant.inference.numba.radial import radial_functions
 from ase_equivariant.inference.numba.run import Run
 from ase_equivariant.inference.program import Convolve
 from ase_equivariant.nn.fused import Path
 
-EDGES = 4  # at a time, so that each load of a sum serves four products
+EDGES = 16  # at a time, between two stores of the sums
 RADIAL = "table, other, constants"  # arrays of the radial functions
 
 
@@ -27,8 +28,11 @@ class ConvolveKernel:
         self.radial = radial_functions(stage.radial, compiler.dtype)
         self.table = None if stage.table is None else stage.table.astype(compiler.dtype)
         weights = stage.radial.num_weights
+        lanes = lanes_of(compiler.dtype, *(path.width for path in stage.paths))
         kernels = compiler(
-            self.radial.source + _forward(stage.paths, weights) + _backward(stage.paths, weights, bool(stage.source))
+            self.radial.source
+            + _forward(stage.paths, weights, lanes)
+            + _backward(stage.paths, weights, lanes, bool(stage.source))
         )
         self._forward, self._backward = kernels["forward"], kernels["backward"]
 
@@ -45,103 +49,115 @@ class ConvolveKernel:
         self._backward(a, b, *self._arrays(run), *gradients, run.harmonics_gradient, run.lengths_gradient)
 
 
-def _couplings(path: Path, sign: float) -> dict[tuple[int, int], list[tuple[float, int]]]:
-    """(m3, m1) -> coefficients and harmonics."""
-    terms: dict[tuple[int, int], list[tuple[float, int]]] = {}
+Sums = tuple[tuple[float, int], ...]  # coefficients and harmonics
+
+
+def _couplings(path: Path, sign: float) -> dict[tuple[int, int], Sums]:
+    """(m3, m1) -> what multiplies h_m1 in the sum m3."""
+    terms: dict[tuple[int, int], Sums] = {}
     for m3, m1, m2, coefficient in path.entries:
-        terms.setdefault((m3, m1), []).append((float(coefficient) * sign, m2))
+        terms[m3, m1] = (*terms.get((m3, m1), ()), (float(coefficient) * sign, m2))
     return terms
 
 
-def _forward(paths: tuple[Path, ...], weights: int) -> str:
-    edges = range(EDGES)
+def _coupled(sums: Sums) -> str:
+    return " + ".join(f"real({c!r}) * ye[{m2}]" for c, m2 in sums)
+
+
+def _groups(paths: tuple[Path, ...]) -> list[list[Path]]:
+    """Consecutive paths of one width whose sums fit the registers together."""
+    groups, free = [], 0
+    for path in paths:
+        needed = len({m3 for m3, *_ in path.entries})
+        if needed > free or path.width != groups[-1][-1].width:
+            groups.append([])
+            free = 3 * REGISTERS // 4
+        groups[-1].append(path)
+        free -= needed
+    return groups
+
+
+def _forward(paths: tuple[Path, ...], weights: int, lanes: int) -> str:
+    couplings = list(dict.fromkeys(sums for path in paths for sums in _couplings(path, 1.0).values()))
     lines = [
         "@summing",
         f"def forward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, out):",
-        f"    R, D = np.empty(({EDGES}, {weights}), real), np.empty({weights}, real)",
-        f"    {', '.join(f'r{q}' for q in edges)} = {', '.join(f'R[{q}]' for q in edges)}",
+        f"    R, D = np.empty({EDGES * weights}, real), np.empty({EDGES * weights}, real)",
+        f"    C, sent = np.empty({EDGES * len(couplings)}, real), np.empty({EDGES}, np.int64)",
+        "    h, o, width, width_in = h.ravel(), out.ravel(), out.shape[1], h.shape[1]",
         "    for n in range(a, b):",
-        "        o, end, kind = out[n], first[n + 1], kinds[species[n]]",
+        "        end, kind = first[n + 1], kinds[species[n]]",
         f"        for start in range(first[n], end, {EDGES}):",
-        f"            stop = min(start + {EDGES}, end)",
-        "            R[stop - start :] = real(0.0)",
-        "            for e in range(start, stop):",
-        f"                values_only(lengths[e], kind[species[senders[e]]], {RADIAL}, R[e - start], D, 0)",
+        f"            count = min({EDGES}, end - start)",
+        "            for q in range(count):",
+        "                j, ye = senders[start + q], y[start + q]",
+        "                sent[q] = rows[j] * width_in",
+        f"                values_only(lengths[start + q], kind[species[j]], {RADIAL}, R, D, q * {weights})",
     ]
-    for q in edges:  # beyond the last edge, the last with weights of zero
-        lines.append(f"            e{q} = min(start + {q}, end - 1)")
-        lines.append(f"            h{q}, y{q} = h[rows[senders[e{q}]]], y[e{q}]")
-    together = [path for path in paths if {m1 for _, m1, _, _ in path.entries} == {0}]
-    for path in together:
-        lines += [f"            {line}" for line in _forward_path(path, [f"{q}" for q in edges])]
-    lines += [
-        "            for e in range(start, stop):",
-        "                r, hj, ye = R[e - start], h[rows[senders[e]]], y[e]",
-    ]
-    for path in paths:
-        if path not in together:  # many couplings of several edges do not fit the registers
-            lines += [f"                {line}" for line in _forward_path(path, [""])]
+    lines += [f"                C[q * {len(couplings)} + {i}] = {_coupled(sums)}" for i, sums in enumerate(couplings)]
+    for group in _groups(paths):
+        places, loop = {}, []
+        for p, path in enumerate(group):
+            terms = _couplings(path, 1.0)
+            loop.append(f"r{p} = load(R, q * {weights} + {path.weight} + k, {lanes})")
+            for m1 in sorted({m1 for _, m1 in terms}):
+                loop.append(f"f{p}_{m1} = mul(r{p}, load(h, sent[q] + {path.start_in + m1 * path.width} + k, {lanes}))")
+            for (m3, m1), sums in terms.items():
+                places[f"s{p}_{m3}"] = f"n * width + {path.start_out + m3 * path.stride_out} + k"
+                coupled = f"spread(C, q * {len(couplings)} + {couplings.index(sums)}, {lanes})"
+                loop.append(f"s{p}_{m3} = fma({coupled}, f{p}_{m1}, s{p}_{m3})")
+        lines += [
+            f"            for k in range(0, {group[0].width}, {lanes}):",
+            *(f"                {name} = load(o, {place}, {lanes})" for name, place in places.items()),
+            "                for q in range(count):",
+            *(f"                    {line}" for line in loop),
+            *(f"                store(o, {place}, {name})" for name, place in places.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 
-def _forward_path(path: Path, edges: list[str]) -> list[str]:
-    """The sum of one path over edges whose names end in the strings given."""
-    terms = _couplings(path, 1.0)
-    lines, loop = [], []
-    for q in edges:
-        r, h, y = (f"r{q}", f"h{q}", f"y{q}") if q else ("r", "hj", "ye")
-        lines += [
-            f"c{m3}_{m1}_{q} = " + " + ".join(f"real({c!r}) * {y}[{m2}]" for c, m2 in sums)
-            for (m3, m1), sums in terms.items()
-        ]
-        loop += [
-            f"    f{m1}_{q} = {r}[{path.weight} + k] * {h}[{path.start_in + m1 * path.width} + k]"
-            for m1 in sorted({m1 for _, m1 in terms})
-        ]
-    for m3 in sorted({m3 for m3, _ in terms}):
-        sums = " + ".join(f"c{m3}_{m1}_{q} * f{m1}_{q}" for q in edges for n3, m1 in terms if n3 == m3)
-        loop.append(f"    o[{path.start_out + m3 * path.stride_out} + k] += {sums}")
-    return [*lines, f"for k in range({path.width}):", *loop]
-
-
-def _backward(paths: tuple[Path, ...], weights: int, sends: bool) -> str:
+def _backward(paths: tuple[Path, ...], weights: int, lanes: int, sends: bool) -> str:
     lines = [
         "@summing",
         f"def backward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, g, dh, dy, dr):",
         f"    R, D = np.empty({weights}, real), np.empty({weights}, real)",
+        "    h, g, dh, width, width_in = h.ravel(), g.ravel(), dh.ravel(), g.shape[1], h.shape[1]",
         "    for n in range(a, b):",
-        "        hj, o = h[rows[n]], dh[n]",
+        "        here, sent = n * width_in, rows[n] * width_in",
         "        for e in range(first[n], first[n + 1]):",
-        "            gi, ye, dye, slope = g[senders[e]], y[e], dy[e], real(0.0)",
+        f"            ye, dye, there, slope = y[e], dy[e], senders[e] * width, fill(real(0.0), {lanes})",
         f"            radial(lengths[e], kinds[species[senders[e]], species[n]], {RADIAL}, R, D, 0)",
     ]
     for path in paths:
-        lines += [f"            {line}" for line in _backward_path(path, sends)]
-    return "\n".join([*lines, "            dr[e] += slope"]) + "\n"
+        lines += [f"            {line}" for line in _backward_path(path, lanes, sends)]
+    return "\n".join([*lines, "            dr[e] += total(slope)"]) + "\n"
 
 
-def _backward_path(path: Path, sends: bool) -> list[str]:
+def _backward_path(path: Path, lanes: int, sends: bool) -> list[str]:
     # all harmonics of a path have one l, and those of the reversed edge differ by (-1)^l
     sign = (-1.0) ** int(np.sqrt(path.entries[0][2]))
-    terms = _couplings(path, sign)
-    ones, threes = sorted({m1 for _, m1 in terms}), sorted({m3 for m3, _ in terms})
-    lines = [
-        f"c{m3}_{m1} = " + " + ".join(f"real({c!r}) * ye[{m2}]" for c, m2 in sums) for (m3, m1), sums in terms.items()
-    ]
-    lines += [f"b{m3}_{m1} = real(0.0)" for m3, m1 in terms]
-    lines += [f"for k in range({path.width}):", f"    x = R[{path.weight} + k]"]
-    lines += [f"    g{m3} = gi[{path.start_out + m3 * path.stride_out} + k]" for m3 in threes]
-    for m1 in ones:
-        place = f"[{path.start_in + m1 * path.width} + k]"
-        lines.append(f"    u{m1} = " + " + ".join(f"c{m3}_{m1} * g{m3}" for m3, n1 in terms if n1 == m1))
-        lines.append(f"    h{m1} = hj{place}")
-        lines.append(f"    f{m1} = x * h{m1}")
+    terms, adjoint, lines = _couplings(path, sign), {}, []
+    for m1 in sorted({m1 for _, m1 in terms}):  # one at a time, as all sums of a path may not fit the registers
+        threes = [m3 for m3, n1 in terms if n1 == m1]
+        place = f"{path.start_in + m1 * path.width} + k"
+        lines += [f"c{m3} = fill({_coupled(terms[m3, m1])}, {lanes})" for m3 in threes]
+        lines += [f"b{m3} = fill(real(0.0), {lanes})" for m3 in threes]
+        lines += [
+            f"for k in range(0, {path.width}, {lanes}):",
+            f"    x, hk = load(R, {path.weight} + k, {lanes}), load(h, sent + {place}, {lanes})",
+            "    f = mul(x, hk)",
+        ]
+        for i, m3 in enumerate(threes):
+            lines += [
+                f"    g3 = load(g, there + {path.start_out + m3 * path.stride_out} + k, {lanes})",
+                f"    u = fma(c{m3}, g3, u)" if i else f"    u = mul(c{m3}, g3)",
+                f"    b{m3} = fma(f, g3, b{m3})",
+            ]
+        lines.append(f"    slope = fma(load(D, {path.weight} + k, {lanes}), mul(u, hk), slope)")
         if sends:
-            lines.append(f"    o{place} += x * u{m1}")
-    lines.append(f"    slope += D[{path.weight} + k] * ({' + '.join(f'u{m1} * h{m1}' for m1 in ones)})")
-    lines += [f"    b{m3}_{m1} += g{m3} * f{m1}" for m3, m1 in terms]
-    adjoint: dict[int, list[str]] = {}
-    for (m3, m1), sums in terms.items():
-        for c, m2 in sums:
-            adjoint.setdefault(m2, []).append(f"real({c * sign!r}) * b{m3}_{m1}")
+            lines.append(f"    store(dh, here + {place}, fma(x, u, load(dh, here + {place}, {lanes})))")
+        for m3 in threes:
+            lines.append(f"b{m3}_{m1} = total(b{m3})")
+            for c, m2 in terms[m3, m1]:
+                adjoint.setdefault(m2, []).append(f"real({c * sign!r}) * b{m3}_{m1}")
     return lines + [f"dye[{m2}] += {' + '.join(sums)}" for m2, sums in adjoint.items()]

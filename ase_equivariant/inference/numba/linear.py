@@ -1,50 +1,60 @@
-"""Linear maps, four nodes at a time, so that each load of a matrix serves four products; and embeddings."""
+"""Linear maps, ROWS rows at a time, so that each load of a matrix serves as many products; and embeddings."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ase_equivariant.inference.numba.compile import Compiler
+from ase_equivariant.inference.numba.lanes import COUNT, REGISTERS, aligned
 from ase_equivariant.inference.numba.run import Run
 from ase_equivariant.inference.program import Embed, EmbedAttributes, Linear
 from ase_equivariant.nn.attributes import require_attributes
 
-TILE = 32  # columns of a matrix that are summed together
-SOURCE = """
-@exact
-def dense(a, b, order, kinds, xs, x_start, n_in, ys, y_start, n_out, dim, ws):
-    sums, r = np.empty(4 * TILE, real), np.empty(4, np.int64)
-    p = a
-    while p < b:
-        kind, count = kinds[order[p]], 1
-        while count < 4 and p + count < b and kinds[order[p + count]] == kind:
-            count += 1
-        for q in range(4):
-            r[q] = order[p + min(q, count - 1)]
-        x0, x1, x2, x3 = xs[r[0]], xs[r[1]], xs[r[2]], xs[r[3]]
-        for m in range(dim):
-            s = x_start + m * n_in
-            for t in range(ws.shape[1]):
-                w = ws[kind, t]
-                sums[:] = real(0.0)
-                for i in range(0, n_in, 4):
-                    w0, w1, w2, w3 = w[i], w[i + 1], w[i + 2], w[i + 3]
-                    j1, j2, j3 = s + min(i + 1, n_in - 1), s + min(i + 2, n_in - 1), s + min(i + 3, n_in - 1)
-                    a0, a1, a2, a3 = x0[s + i], x0[j1], x0[j2], x0[j3]
-                    b0, b1, b2, b3 = x1[s + i], x1[j1], x1[j2], x1[j3]
-                    c0, c1, c2, c3 = x2[s + i], x2[j1], x2[j2], x2[j3]
-                    d0, d1, d2, d3 = x3[s + i], x3[j1], x3[j2], x3[j3]
-                    for k in range(TILE):
-                        sums[k] += a0 * w0[k] + a1 * w1[k] + a2 * w2[k] + a3 * w3[k]
-                        sums[TILE + k] += b0 * w0[k] + b1 * w1[k] + b2 * w2[k] + b3 * w3[k]
-                        sums[2 * TILE + k] += c0 * w0[k] + c1 * w1[k] + c2 * w2[k] + c3 * w3[k]
-                        sums[3 * TILE + k] += d0 * w0[k] + d1 * w1[k] + d2 * w2[k] + d3 * w3[k]
-                for q in range(count):
-                    y, o = ys[r[q]], y_start + m * n_out + t * TILE
-                    for k in range(min(TILE, n_out - t * TILE)):
-                        y[o + k] += sums[q * TILE + k]
-        p += count
-""".replace("TILE", str(TILE))
+ROWS = 8 if REGISTERS == 32 else 4  # of sums that are in registers together, each two registers wide
+
+
+def _source(lanes: int) -> str:
+    """Rows are the components of the nodes, those of one species together."""
+    rows = range(ROWS)
+    lines = [
+        "@exact",
+        "def dense(a, b, order, kinds, xs, width_in, x_start, n_in, ys, width_out, y_start, n_out, dim, ws):",
+        f"    x, y, w, sums = xs.ravel(), ys.ravel(), ws.ravel(), np.empty({2 * ROWS * lanes}, real)",
+        f"    r = np.empty({ROWS}, np.int64)",
+        "    for t in range(ws.shape[1]):",
+        "        p = a * dim",
+        "        while p < b * dim:",
+        "            kind, count = kinds[order[p // dim]], 0",
+        f"            for q in range({ROWS}):  # beyond the last row of a species, the last again",
+        "                if p + q < b * dim and kinds[order[(p + q) // dim]] == kind:",
+        "                    count = q + 1",
+        "                r[q] = p + count - 1",
+        f"            at = (kind * ws.shape[1] + t) * n_in * {2 * lanes}",
+    ]
+    for q in rows:
+        lines.append(f"            x{q} = order[r[{q}] // dim] * width_in + x_start + r[{q}] % dim * n_in")
+        lines.append(f"            s{q} = z{q} = fill(real(0.0), {lanes})")
+    lines += [
+        "            for i in range(n_in):",
+        f"                here = at + i * {2 * lanes}",
+        f"                u, v = load(w, here, {lanes}), load(w, here + {lanes}, {lanes})",
+    ]
+    for q in rows:
+        lines.append(f"                f = spread(x, x{q} + i, {lanes})")
+        lines.append(f"                s{q}, z{q} = fma(f, u, s{q}), fma(f, v, z{q})")
+    for q in rows:
+        lines.append(f"            store(sums, {2 * q * lanes}, s{q})")
+        lines.append(f"            store(sums, {(2 * q + 1) * lanes}, z{q})")
+    lines += [
+        "            for q in range(count):",
+        f"                o = order[r[q] // dim] * width_out + y_start + r[q] % dim * n_out + t * {2 * lanes}",
+        f"                for k in range(min({2 * lanes}, n_out - t * {2 * lanes})):",
+        f"                    y[o + k] += sums[q * {2 * lanes} + k]",
+        "            p += count",
+    ]
+    return "\n".join([*lines, ""])
+
+
 EMBED = """
 @exact
 def embed(a, b, species, table, ys):
@@ -71,9 +81,14 @@ class LinearKernel:
 
     def __init__(self, stage: Linear, compiler: Compiler):
         self.reads, self.source, self.target = stage.reads, stage.source, stage.target
-        self._dense = compiler(SOURCE)["dense"]
+        lanes = COUNT[compiler.dtype.name]
+        self._dense = compiler(_source(lanes))["dense"]
         self.maps = [
-            (m, _tiles(m.weights, compiler.dtype), _tiles(m.weights.transpose(0, 2, 1), compiler.dtype))
+            (
+                m,
+                _tiles(m.weights, compiler.dtype, 2 * lanes),
+                _tiles(m.weights.transpose(0, 2, 1), compiler.dtype, 2 * lanes),
+            )
             for m in stage.maps
         ]
 
@@ -81,21 +96,51 @@ class LinearKernel:
         x, y = run.values[self.source], run.values[self.target]
         for m, weights, _ in self.maps:
             kinds, (_, n_in, n_out) = run.zeros if len(weights) == 1 else run.species, m.weights.shape
-            self._dense(a, b, run.order, kinds, x, m.start_in, n_in, y, m.start_out, n_out, m.dim, weights)
+            self._dense(
+                a,
+                b,
+                run.order,
+                kinds,
+                x,
+                x.shape[1],
+                m.start_in,
+                n_in,
+                y,
+                y.shape[1],
+                m.start_out,
+                n_out,
+                m.dim,
+                weights,
+            )
 
     def backward(self, run: Run, a: int, b: int) -> None:
         dy, dx = run.gradients[self.target], run.gradients[self.source]
         for m, _, weights in self.maps:
             kinds, (_, n_in, n_out) = run.zeros if len(weights) == 1 else run.species, m.weights.shape
-            self._dense(a, b, run.order, kinds, dy, m.start_out, n_out, dx, m.start_in, n_in, m.dim, weights)
+            self._dense(
+                a,
+                b,
+                run.order,
+                kinds,
+                dy,
+                dy.shape[1],
+                m.start_out,
+                n_out,
+                dx,
+                dx.shape[1],
+                m.start_in,
+                n_in,
+                m.dim,
+                weights,
+            )
 
 
-def _tiles(weights: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """[n, n_in, n_out] as [n, tiles, n_in, TILE], with zeros up to whole tiles and to multiples of four rows."""
+def _tiles(weights: np.ndarray, dtype: np.dtype, tile: int) -> np.ndarray:
+    """[n, n_in, n_out] as [n, tiles, n_in, tile], with zeros up to whole tiles."""
     n, n_in, n_out = weights.shape
-    padded = np.zeros((n, -(-n_in // 4) * 4, -(-n_out // TILE) * TILE), dtype)
-    padded[:, :n_in, :n_out] = weights
-    return np.ascontiguousarray(padded.reshape(n, padded.shape[1], -1, TILE).transpose(0, 2, 1, 3))
+    padded = np.zeros((n, n_in, -(-n_out // tile) * tile), dtype)
+    padded[:, :, :n_out] = weights
+    return aligned(padded.reshape(n, n_in, -1, tile).transpose(0, 2, 1, 3), dtype)
 
 
 class EmbedKernel:
