@@ -19,6 +19,7 @@ from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.importers.mace import import_mace
 from ase_equivariant.importers.records import ForeignFileError
 from ase_equivariant.inference.lower import lower
+from ase_equivariant.inference.program import EmbedAttributes
 from ase_equivariant.inference.torchscript import export
 from ase_equivariant.restrict import fix_attributes
 from ase_equivariant.training.config import read_config
@@ -166,8 +167,8 @@ def test_a_model_for_one_charge_and_spin_is_the_whole_one_there(tmp_path):
     torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-12)
     assert abs(found.forces - other.forces).max() > 1e-3
     export(fixed, tmp_path / "a.pt")
-    plain = tiny_potential(attributes=ATTRIBUTES, l_max=1, correlation=2)
-    assert lower(fix_attributes(plain, {"charge": 2}), exact=True)
+    assert not any(isinstance(stage, EmbedAttributes) for stage in lower(fixed, exact=True).stages)
+    assert any(isinstance(stage, EmbedAttributes) for stage in lower(whole, exact=True).stages)
 
 
 def test_convert_fixes_a_charge_and_says_so(potential, tmp_path, capsys):

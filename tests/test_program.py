@@ -14,9 +14,10 @@ from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import from_atoms
 from ase_equivariant.inference.lower import lower
 from ase_equivariant.inference.numba import Numba
+from ase_equivariant.inference.numba.radial import Interpolated
 from ase_equivariant.inference.program import CannotLowerError, Convolve, Embed, Linear
 from ase_equivariant.inference.radial import Basis, Layer, Network
-from ase_equivariant.inference.splines import TOLERANCE, interpolated
+from ase_equivariant.inference.splines import TOLERANCE, Splines, _error, interpolated
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 
 RADII = (0.31, 0.76, 0.66, 1.11, 1.32)  # Å
@@ -121,6 +122,23 @@ def test_functions_that_are_zero_or_not_numbers_are_told_apart():
             changed = replace(lowered, layers=(*first, replace(last, weights=factor * last.weights)))
             radial, found = interpolated(changed)
         assert (radial is not changed, found) == (error is not None, 0.0)
+
+
+def test_slopes_that_are_not_numbers_are_noticed_behind_values_that_are(monkeypatch):
+    lowered = network()
+    exact, (spline, error) = Network.evaluate, interpolated(lowered)[0].fit(0)
+    assert _error(lowered, 0, spline) == error < TOLERANCE
+    monkeypatch.setattr(Network, "evaluate", lambda *given: (exact(*given)[0], np.nan * exact(*given)[1]))
+    assert np.isnan(_error(lowered, 0, spline))
+
+
+def test_only_elements_that_are_new_get_splines_and_bad_ones_are_announced():
+    bases = network().basis, replace(network().basis, frequencies=1000 * network().basis.frequencies)
+    good, bad = (Interpolated(Splines(replace(network(), basis=basis)), np.dtype("float32")) for basis in bases)
+    first, again = good.arrays(np.array([0])), good.arrays(np.array([0, 0]))
+    assert all(a is b for a, b in zip(first[1:], again[1:], strict=True))
+    with pytest.warns(UserWarning, match="interpolated with a relative error of .* backend='eager'"):
+        bad.arrays(np.array([0]))
 
 
 def test_what_depends_on_species_alone_is_a_table():

@@ -111,7 +111,8 @@ def _error(network: Network, kind: int, spline: Spline) -> float:
     for part in np.split(lengths, len(lengths) // BLOCK):
         pairs = zip(spline.evaluate(part), network.evaluate(part, kind), strict=True)
         largest.append([(np.abs(found - exact).max(), np.abs(exact).max()) for found, exact in pairs])
-    return max(float(error / (size or 1.0)) for error, size in np.max(largest, 0))
+    errors, sizes = np.max(largest, 0).T
+    return float(np.max(errors / np.where(sizes == 0.0, 1.0, sizes)))  # NaN stays
 
 
 def _lengths(x: np.ndarray, network: Network, n_intervals: int) -> np.ndarray:

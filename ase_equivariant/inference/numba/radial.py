@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from ase_equivariant.inference.numba.lanes import aligned, lanes_of
 from ase_equivariant.inference.numba.networks import network_source
 from ase_equivariant.inference.radial import Network
-from ase_equivariant.inference.splines import DEGREE, STRETCH, Spline, Splines
+from ase_equivariant.inference.splines import DEGREE, STRETCH, TOLERANCE, Spline, Splines
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -55,11 +57,22 @@ class Interpolated:
         if key != species.tobytes():
             needed = np.unique(self.splines.kinds[np.ix_(species, species)])
             missing = needed[places[needed] < 0]
-            places = places.copy()
-            places[missing] = np.arange(len(missing)) + len(arrays[2])
-            arrays = _joined(arrays, [self.splines.fit(kind)[0] for kind in missing.tolist()])
+            if len(missing) > 0:
+                places = places.copy()
+                places[missing] = np.arange(len(missing)) + len(arrays[2])
+                arrays = _joined(arrays, [self._fit(kind) for kind in missing.tolist()])
             self._known = species.tobytes(), places, arrays
         return places[self.splines.kinds], *arrays
+
+    def _fit(self, kind: int) -> Spline:
+        spline, error = self.splines.fit(kind)
+        if not error < TOLERANCE:
+            warnings.warn(
+                f"a radial function of this model is interpolated with a relative error of {error:.0e} for two of the "
+                "elements; backend='eager' computes it itself",
+                stacklevel=2,
+            )
+        return spline
 
 
 def _joined(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], splines: list[Spline]) -> tuple[np.ndarray, ...]:
