@@ -303,10 +303,13 @@ def test_radii_that_a_configuration_leaves_open_are_covalent(sets):
     assert own.covalent_radii == own.pair_repulsion.radii == (1.24, 1.32)
     assert own.pair_repulsion.envelope_power == 5
     again = {"name": "again", "output": "again", "start": "run/tiny.safetensors", "run": {"max_epochs": 1}}
-    assert quietly(write_config(sets, **again, model=left_open)).exists()
-    changed = {"pair_repulsion": {"radii": [1.0, 1.0]}, "distance_transform": "soft"}
-    with pytest.raises(InputError, match="has another distance_transform, pair_repulsion than"):
-        quietly(write_config(sets, **{**again, "output": "other"}, model=changed))
+    closer = {**left_open, "pair_repulsion": {"radii": [1.0, 1.1]}}
+    started = load_potential(quietly(write_config(sets, **again, model=closer, optimizer={"lr": 1e-9})))
+    assert started.architecture.config.pair_repulsion.radii == (1.0, 1.1)
+    weights = zip(started.parameters(), load_potential(first).parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in weights)
+    with pytest.raises(InputError, match="has another distance_transform than"):
+        quietly(write_config(sets, **{**again, "output": "other"}, model={**closer, "distance_transform": "soft"}))
 
 
 def test_run_can_start_from_a_model_file(sets):

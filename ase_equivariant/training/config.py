@@ -193,6 +193,7 @@ class TrainConfig:
     """A whole training run.
 
     `start` is a model file of the same architecture: the run begins with its weights, reference energies, scale, shift.
+    Its pair repulsion may be another, as that has no weights.
     `golden` is the number of small structures stored in the model file with their energies.
     """
 

@@ -87,15 +87,8 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
     )
 
 
-def says(own: object, asked: object) -> bool:
-    """Whether a setting of a model is what a configuration asks for, which may leave fields of a table open."""
-    if isinstance(own, dict) and isinstance(asked, dict):
-        return all(says(own.get(key), value) for key, value in asked.items())
-    return own == asked
-
-
 def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
-    """The potential in a file, if it is what the configuration describes."""
+    """The potential in a file, if it is what the configuration describes; pair repulsions have no weights and may differ."""
     potential = load_potential(path).astype(getattr(torch, config.precision))
     if potential.attributes:
         read = " and ".join(key for key, *_ in potential.attributes)
@@ -110,12 +103,14 @@ def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
         raise InputError(f"start: {path} is for {known}, the training set holds {given}; they must be the same")
     own = json.loads(json.dumps(asdict(potential.architecture.config)))
     asked = with_radii(config.model, sets.numbers)
-    changed = [name for name, value in asked.items() if not says(own.get(name), value)]
+    changed = [name for name, value in asked.items() if name != "pair_repulsion" and own.get(name) != value]
     if not isinstance(potential.architecture, ARCHITECTURES.get(config.architecture, ())) or changed:
         what = ", ".join(changed) or "architecture"
         raise InputError(f"start: {path} has another {what} than this configuration; make them equal")
+    architecture = build(config.architecture, {**own, **asked}, dtype=potential.dtype)
+    architecture.load_state_dict(potential.architecture.state_dict())
     return Potential(
-        potential.architecture,
+        architecture,
         atomic_numbers=potential.atomic_numbers,
         atomic_energies=potential.atomic_energies,
         scale=potential.scale,
