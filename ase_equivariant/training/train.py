@@ -88,7 +88,7 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
 
 
 def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
-    """The potential in a file, if it is what the configuration describes; pair repulsions have no weights and may differ."""
+    """The potential in a file, if it is what the configuration describes; its pair repulsion may be another."""
     potential = load_potential(path).astype(getattr(torch, config.precision))
     if potential.attributes:
         read = " and ".join(key for key, *_ in potential.attributes)
