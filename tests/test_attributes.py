@@ -126,6 +126,10 @@ def test_an_embedding_readout_is_the_energy_of_atoms_in_their_state():
     assert energies[0] == energies[1]  # non-residual layers give an atom without neighbours nothing
 
 
+def test_no_atoms_have_no_energy(potential):
+    assert calculator(potential).get_potential_energy(Atoms()) == 0.0
+
+
 def test_a_graph_without_the_numbers_is_refused(potential):
     graph = from_atoms(water(), potential.atomic_numbers, potential.cutoff)
     with pytest.raises(ValueError, match=r"attributes=potential\.attributes"):

@@ -29,7 +29,8 @@ class AttributeEmbedding(torch.nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         require_attributes(values.shape[1], self.starts.shape[0])
         entries = self.table.index_select(0, (values + self.starts).flatten())
-        return torch.nn.functional.silu(self.norm * entries.reshape(values.shape + (-1,)).sum(1))
+        entries = entries.reshape(values.shape + self.table.shape[1:])  # of no atoms, too
+        return torch.nn.functional.silu(self.norm * entries.sum(1))
 
 
 def require_attributes(found: int, needed: int) -> None:
