@@ -184,7 +184,13 @@ def test_convert_fixes_a_charge_and_says_so(potential, tmp_path, capsys):
     metadata = load_potential(tmp_path / "ion.safetensors").metadata
     assert metadata["provenance"]["fixed"] == "charge -1, spin 1"
     assert verify_golden(load_potential(tmp_path / "ion.safetensors"))["forces"] < 1e-10
-    for wrong, reason in {"charge=9": "from -1 to 2", "mass=1": "charge and spin", "charge": "charge=1,spin=2"}.items():
+    sentences = {
+        "charge=9": "from -1 to 2",
+        "mass=1": "charge and spin",
+        "charge": "=1,spin=2",
+        "spin=1,spin=2": "once",
+    }
+    for wrong, reason in sentences.items():
         with pytest.raises(SystemExit) as end:
             main([*command, wrong])
         assert end.value.code == 2

@@ -54,6 +54,9 @@ def _numbers(text: str) -> dict[str, int]:
     from ase.calculators.calculator import InputError
 
     try:
-        return {key.strip(): int(number) for key, number in (entry.split("=") for entry in text.split(","))}
+        pairs = [(key.strip(), int(number)) for key, number in (entry.split("=") for entry in text.split(","))]
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name comes twice")
+        return dict(pairs)
     except ValueError:
-        raise InputError(f"--fix takes numbers by name, such as charge=1,spin=2, not {text!r}") from None
+        raise InputError(f"--fix takes numbers by name, each once, such as charge=1,spin=2, not {text!r}") from None

@@ -60,7 +60,10 @@ def _brief(header: dict[str, Any], potential: Potential) -> dict[str, Any]:
 
     brief: dict[str, Any] = {"elements": " ".join(chemical_symbols[z] for z in potential.atomic_numbers)}
     if len(potential.heads) > 1:
-        brief |= {"heads": potential.heads, "default_head": header.get("default_head")}
+        brief |= {
+            "heads": potential.heads,
+            "default_head": header.get("default_head") or "none, choose one with head=…",
+        }
     brief |= {key: header["config"][key] for key in SHAPE if key in header["config"]}
     for key, low, high, usual in potential.attributes:
         brief[f"atoms.info[{key!r}]"] = f"{low} to {high}, {usual} where it is missing"

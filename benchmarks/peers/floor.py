@@ -20,10 +20,7 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from cases import Case
 
-COUNTS = {
-    0: {"P": 4, "C": 16, "A": 16, "h": 4, "z": 16, "T": 94},
-    1: {"P": 10, "C": 40, "A": 76, "h": 22, "z": 86, "T": 422},
-}
+COUNTS = {0: (4, 16, 16, 4, 16, 94), 1: (10, 40, 76, 22, 86, 422)}  # degree L -> P, C, A, h, z, T
 
 
 def flop_per_atom(case: Case, atoms: Atoms) -> float | None:
@@ -37,7 +34,7 @@ def flop_per_atom(case: Case, atoms: Atoms) -> float | None:
 
 def mace_flop(channels: int, degree: int, neighbors: float) -> float:
     """The formula above; `degree`, of the hidden irreps, is 0 or 1."""
-    k, (p, c, a, h, z, t) = channels, COUNTS[degree].values()
+    k, (p, c, a, h, z, t) = channels, COUNTS[degree]
     edges = 10 * k * (4 + p) + 108 * k + k * (6 * a + 6 * h + 2 * p) + 6 * z + 400
     atoms = 4 * k**2 * (16 + (degree + 1) ** 2 + 1 + c + 2) + 10 * k * (94 + t)
     return neighbors * edges + atoms
