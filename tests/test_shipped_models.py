@@ -118,7 +118,7 @@ def test_bulk_moduli_are_those_of_pbe(symbol, exact):
     assert abs(deviation["bulk_modulus"]) < crystals.BULK_TARGET
 
 
-@pytest.mark.parametrize("symbol", missed(MLEARN, ("Li",), "the soft tetragonal shear of lithium"))
+@pytest.mark.parametrize("symbol", MLEARN)
 def test_crystals_are_elastically_stable(symbol, exact):
     constants = crystals.elastic_constants(symbol, FRAMES[symbol]["lattice_constant"], exact)
     assert constants["c11"] > constants["c12"] > 0
@@ -169,7 +169,7 @@ def test_energies_on_the_official_test_set_are_better_than_m3gnet_s_for_all_elem
 
 
 @needs_data
-@pytest.mark.parametrize("symbol", missed(MLEARN, ("Cu", "Ni"), "the forces of M3GNet-all"))
+@pytest.mark.parametrize("symbol", missed(MLEARN, ("Cu",), "the forces of M3GNet-all"))
 def test_forces_on_the_official_test_set_are_better_than_m3gnet_s_for_all_elements(symbol, found):
     assert found[symbol]["forces"]["rmse"] < mlearn.PUBLISHED["M3GNet-all"][symbol][1]
 
