@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = {  # script -> which of the arguments it takes
     "physics/elastic_frames.py": ("data", "results"),
     "physics/crystals.py": ("model", "results"),
+    "physics/closest_pairs.py": ("model", "data", "results"),
     "accuracy/mlearn.py": ("model", "data", "results"),
     "physics/npt.py": ("model", "results"),
     "physics/nve.py": ("model", "results"),

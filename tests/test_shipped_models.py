@@ -23,6 +23,7 @@ from ase_equivariant.zoo import resolve
 
 ROOT = Path(__file__).parent.parent
 sys.path += [str(ROOT / "benchmarks" / folder) for folder in ("accuracy", "physics")]
+import closest_pairs  # noqa: E402
 import crystals  # noqa: E402
 import mlearn  # noqa: E402
 
@@ -123,6 +124,15 @@ def test_crystals_are_elastically_stable(symbol, exact):
     constants = crystals.elastic_constants(symbol, FRAMES[symbol]["lattice_constant"], exact)
     assert constants["c11"] > constants["c12"] > 0
     assert constants["c44"] > 0
+
+
+@pytest.mark.parametrize("symbol", MLEARN)
+def test_neighbours_that_approach_each_other_meet_a_wall(symbol):
+    """Without a pair repulsion they attract each other below the closest pairs of the training data."""
+    structure, lattice_constant = crystals.CRYSTALS[symbol]
+    crystal = bulk(symbol, structure, lattice_constant, cubic=True).repeat(2)
+    wall = closest_pairs.wall(crystal, EquivariantCalculator("mace-mlearn", device="cpu"))
+    assert wall < 0.66 * crystal.get_distances(0, range(1, len(crystal)), mic=True).min()
 
 
 @pytest.mark.parametrize("symbol", MLEARN)

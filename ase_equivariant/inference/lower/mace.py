@@ -35,20 +35,13 @@ def write(model: MACE, to: Writer) -> None:
         edge = parse_irreps((config.edge_irreps_first if t == 0 else config.edge_irreps) or irreps)
         density = harmonics_irreps(config.l_max, scalars.dim, -1 if config.parity else 1)
         write_layer = _nonlinear if type(layer) is NonlinearLayer else _layer
-        feats, irreps = write_layer(layer, to, feats, irreps, edge, density, irreps_out), irreps_out
+        feats, irreps = write_layer(layer, to, feats, (irreps, edge, density, irreps_out)), irreps_out
         if type(head) is not NoReadout:
             to.readout(head, feats)
 
 
-def _layer(
-    layer: torch.nn.Module,
-    to: Writer,
-    feats: str,
-    irreps: o3.Irreps,
-    edge: o3.Irreps,
-    density: o3.Irreps,
-    irreps_out: o3.Irreps,
-) -> str:
+def _layer(layer: torch.nn.Module, to: Writer, feats: str, shapes: tuple[o3.Irreps, ...]) -> str:
+    irreps, edge, density, irreps_out = shapes
     refuse_others(layer, Layer, PARTS)
     gathered = to.gather(layer, layer.radial_mlp, feats, (irreps, edge, density), layer.norm)
     if not layer.residual:
@@ -61,15 +54,8 @@ def _layer(
     return out
 
 
-def _nonlinear(
-    layer: torch.nn.Module,
-    to: Writer,
-    feats: str,
-    irreps: o3.Irreps,
-    edge: o3.Irreps,
-    density: o3.Irreps,
-    irreps_out: o3.Irreps,
-) -> str:
+def _nonlinear(layer: torch.nn.Module, to: Writer, feats: str, shapes: tuple[o3.Irreps, ...]) -> str:
+    irreps, edge, density, irreps_out = shapes
     refuse_others(layer, NonlinearLayer, NONLINEAR_PARTS)
     sent = to.linear(layer.linear_up, feats, irreps, edge)
     summed = to.convolve(layer.convolution, layer.radial_mlp, sent)

@@ -7,7 +7,7 @@ import numpy as np
 from ase_equivariant.inference.numba.compile import Compiler
 from ase_equivariant.inference.numba.lanes import COUNT, REGISTERS, aligned
 from ase_equivariant.inference.numba.run import Run
-from ase_equivariant.inference.program import Embed, EmbedAttributes, Linear
+from ase_equivariant.inference.program import Embed, EmbedAttributes, Linear, Map
 from ase_equivariant.nn.attributes import require_attributes
 
 ROWS = 8 if REGISTERS == 32 else 4  # of sums that are in registers together, each two registers wide
@@ -83,56 +83,22 @@ class LinearKernel:
         self.reads, self.source, self.target = stage.reads, stage.source, stage.target
         lanes = COUNT[compiler.dtype.name]
         self._dense = compiler(_source(lanes))["dense"]
-        self.maps = [
-            (
-                m,
-                _tiles(m.weights, compiler.dtype, 2 * lanes),
-                _tiles(m.weights.transpose(0, 2, 1), compiler.dtype, 2 * lanes),
-            )
-            for m in stage.maps
-        ]
+        transposed = [Map(m.dim, m.start_out, m.start_in, m.weights.transpose(0, 2, 1)) for m in stage.maps]
+        self._maps, self._transposed = (
+            [(m, _tiles(m.weights, compiler.dtype, 2 * lanes)) for m in maps] for maps in (stage.maps, transposed)
+        )
 
     def forward(self, run: Run, a: int, b: int) -> None:
-        x, y = run.values[self.source], run.values[self.target]
-        for m, weights, _ in self.maps:
-            kinds, (_, n_in, n_out) = run.zeros if len(weights) == 1 else run.species, m.weights.shape
-            self._dense(
-                a,
-                b,
-                run.order,
-                kinds,
-                x,
-                x.shape[1],
-                m.start_in,
-                n_in,
-                y,
-                y.shape[1],
-                m.start_out,
-                n_out,
-                m.dim,
-                weights,
-            )
+        self._add(run, a, b, self._maps, run.values[self.source], run.values[self.target])
 
     def backward(self, run: Run, a: int, b: int) -> None:
-        dy, dx = run.gradients[self.target], run.gradients[self.source]
-        for m, _, weights in self.maps:
-            kinds, (_, n_in, n_out) = run.zeros if len(weights) == 1 else run.species, m.weights.shape
-            self._dense(
-                a,
-                b,
-                run.order,
-                kinds,
-                dy,
-                dy.shape[1],
-                m.start_out,
-                n_out,
-                dx,
-                dx.shape[1],
-                m.start_in,
-                n_in,
-                m.dim,
-                weights,
-            )
+        self._add(run, a, b, self._transposed, run.gradients[self.target], run.gradients[self.source])
+
+    def _add(self, run: Run, a: int, b: int, maps: list[tuple[Map, np.ndarray]], x: np.ndarray, y: np.ndarray) -> None:
+        for m, tiles in maps:
+            kinds, (_, n_in, n_out) = run.zeros if len(tiles) == 1 else run.species, m.weights.shape
+            read, written = (x, x.shape[1], m.start_in, n_in), (y, y.shape[1], m.start_out, n_out)
+            self._dense(a, b, run.order, kinds, *read, *written, m.dim, tiles)
 
 
 def _tiles(weights: np.ndarray, dtype: np.dtype, tile: int) -> np.ndarray:
