@@ -24,7 +24,7 @@ from ase.cell import Cell
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equivariant import inference
-from ase_equivariant.checkpoint import from_bytes, read_file, to_bytes
+from ase_equivariant.checkpoint import from_bytes, to_bytes
 from ase_equivariant.derivatives import Prediction
 from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms
 from ase_equivariant.inference import background
@@ -33,6 +33,7 @@ from ase_equivariant.inference.verified import start_fastest, start_verified
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
+from ase_equivariant.storage import read_file
 from ase_equivariant.zoo import available_models, resolve
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

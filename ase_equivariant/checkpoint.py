@@ -19,7 +19,7 @@ from functools import cache
 from io import BytesIO
 from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -30,20 +30,14 @@ from torch import Tensor
 from ase_equivariant import __version__
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.golden import golden_probes
+from ase_equivariant.header import FORMAT_VERSION, KEY, STRUCTURE, parse_header
 from ase_equivariant.importers import import_model, recognises
-from ase_equivariant.potential import Potential
+from ase_equivariant.potential import TABLES, Potential
 from ase_equivariant.published import facts
 from ase_equivariant.storage import cache_folder, keep, read_file, write_atomically
 from ase_equivariant.zoo import resolve
 
-FORMAT_VERSION = 1
-KEY = "ase_equivariant"  # the one entry of the safetensors metadata
-TABLES = ("atomic_energies", "scale", "shift")
-STRUCTURE = ("format_version", "architecture", "config", "atomic_numbers", "heads", *TABLES, "checksum")
-ZIP = b"PK\x03\x04"  # how the files of torch.save begin
-MAX_DEPTH = 20  # lists and dicts within each other in the header
 MAX_REASON = 1000  # characters, of why a file is not imported: what it says itself may be of any size
-MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 
 def save_potential(potential: Potential, path: str | os.PathLike) -> None:
@@ -67,7 +61,7 @@ def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:
     path = resolve(path_or_name)
     try:
         with open(path, "rb") as file:
-            return _read_header(file, path.stat().st_size, str(path))
+            return parse_header(file, path.stat().st_size, str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
@@ -112,7 +106,7 @@ def from_bytes(data: bytes, source: str = "model data") -> Potential:
 
 def _parse(data: bytes, source: str) -> Potential:
     """The potential in a file of our own format."""
-    header = _read_header(BytesIO(data), len(data), source)
+    header = parse_header(BytesIO(data), len(data), source)
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -163,69 +157,6 @@ def _converter() -> str:
         for file in sorted(Path(__file__).parent.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _read_header(file: BinaryIO, size: int, source: str) -> dict[str, Any]:
-    start = file.read(9)  # length of the outer header, and its first character
-    if start[8:] != b"{":
-        raise InputError(f"{source} {_foreign(start)}")
-    length = int.from_bytes(start[:8], "little")
-    if length > min(size - 8, MAX_HEADER):
-        raise InputError(f"{source} is truncated or damaged: its header is not complete")
-    try:
-        outer = json.loads(start[8:] + file.read(length - 1))
-        text = outer.pop("__metadata__", {}).get(KEY)
-        header = None if text is None else json.loads(text, parse_constant=_refuse_constant)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in outer.values()), default=0)
-        complete = size == end
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError(f"{source} is damaged: its header cannot be read") from error
-    if not isinstance(header, dict):
-        raise InputError(f"{source} is a safetensors file, but not of ase-equivariant: it has no {KEY!r} header")
-    if not complete:
-        raise InputError(f"{source} is truncated or damaged: it has {size} bytes instead of {end}")
-    if _is_deep(header, MAX_DEPTH):
-        raise InputError(f"{source} is damaged: its header is nested more than {MAX_DEPTH} levels deep")
-    _check_header(header, source)
-    return header
-
-
-def _is_deep(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_is_deep(entry, levels - 1) for entry in inner)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
-
-
-def _foreign(start: bytes) -> str:
-    """What a file is that does not begin as a safetensors file does."""
-    if not start:
-        return "is empty"
-    if start.startswith(ZIP):
-        return (
-            "is a zip archive as PyTorch writes it, without a header: "
-            "load_potential() reads a model in it, save_potential() makes a file with a header"
-        )
-    if start.startswith(b"\x80"):
-        return "is a Python pickle; opening such a file can run code, so this package does not unpickle it"
-    return f"is not a safetensors file, or it is damaged: it begins with {start!r}"
-
-
-def _check_header(header: dict[str, Any], source: str) -> None:
-    version = header.get("format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(f"{source} has format_version {reprlib.repr(version)}; this version reads {FORMAT_VERSION}")
-    missing = [key for key in STRUCTURE if key not in header]
-    if missing:
-        raise InputError(f"{source} is damaged: its header lacks {_listed(missing)}")
-    if not isinstance(header.get("golden", []), list):
-        raise InputError(f"{source} is damaged: the golden structures of this model are malformed, they are not a list")
-    if header["architecture"] not in list(ARCHITECTURES):
-        raise InputError(
-            f"{source} has architecture {reprlib.repr(header['architecture'])}; known are {_listed(ARCHITECTURES)}"
-        )
 
 
 def _assemble(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -> Potential:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ase_equivariant.nn.pair_repulsion import ZBL
 
+TABLES = ("atomic_energies", "scale", "shift")  # of a potential, each [n_heads, n_species]
+
 
 class Potential(torch.nn.Module):
     """An interatomic potential: edge vectors in, energy of each atom out.
@@ -49,7 +51,7 @@ class Potential(torch.nn.Module):
         self.heads = list(heads)
         self._metadata = metadata or {}
         shape = (len(self.heads), len(self.atomic_numbers))
-        for name, values in {"atomic_energies": atomic_energies, "scale": scale, "shift": shift}.items():
+        for name, values in zip(TABLES, (atomic_energies, scale, shift), strict=True):
             table = torch.as_tensor(values, dtype=torch.float64).clone()
             if table.shape != shape:
                 raise ValueError(f"{name} has shape {tuple(table.shape)}; it must be (heads, species) = {shape}")

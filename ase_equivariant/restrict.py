@@ -20,9 +20,7 @@ from torch import Tensor
 
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
 from ase_equivariant.graph import attribute_values
-from ase_equivariant.potential import Potential
-
-TABLES = ("atomic_energies", "scale", "shift")
+from ase_equivariant.potential import TABLES, Potential
 
 
 def choose_head(potential: Potential, head: str | None) -> str:

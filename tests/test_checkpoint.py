@@ -18,7 +18,6 @@ from tiny import tiny_potential
 
 from ase_equivariant import available_models, checkpoint, golden, zoo
 from ase_equivariant.checkpoint import (
-    KEY,
     from_bytes,
     load_potential,
     read_header,
@@ -28,6 +27,8 @@ from ase_equivariant.checkpoint import (
 from ase_equivariant.derivatives import predict
 from ase_equivariant.golden import golden_structures, verify_golden
 from ase_equivariant.graph import from_atoms
+from ase_equivariant.header import KEY
+from ase_equivariant.potential import TABLES
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ def test_tensors_that_do_not_fit_are_named(potential):
 
 def test_a_config_of_another_number_of_species_is_refused(potential):
     other = tiny_potential(atomic_numbers=(1, 6, 8, 14))
-    header = {name: getattr(other, name).tolist() for name in checkpoint.TABLES} | {"atomic_numbers": [1, 6, 8, 14]}
+    header = {name: getattr(other, name).tolist() for name in TABLES} | {"atomic_numbers": [1, 6, 8, 14]}
     with pytest.raises(InputError, match="does not fit its atomic_numbers"):
         from_bytes(edited(potential, header))
 

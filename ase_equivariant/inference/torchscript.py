@@ -22,11 +22,11 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant import __version__
-from ase_equivariant.checkpoint import write_atomically
 from ase_equivariant.derivatives import Prediction, edge_gradients, predict, sum_forces, sum_strain
 from ase_equivariant.graph import Graph, edge_vectors
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
+from ase_equivariant.storage import write_atomically
 
 FORMAT = "ase-equivariant torchscript"
 FORMAT_VERSION = 1

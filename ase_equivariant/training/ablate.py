@@ -24,7 +24,8 @@ from ase.calculators.calculator import CalculationFailed, CalculatorError, Input
 from rich.console import Console
 
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
-from ase_equivariant.checkpoint import load_potential, write_atomically
+from ase_equivariant.checkpoint import load_potential
+from ase_equivariant.storage import write_atomically
 from ase_equivariant.training.config import TrainConfig, read_config, with_radii
 from ase_equivariant.training.parsing import parse, shown
 from ase_equivariant.training.train import train_as

@@ -21,7 +21,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ase_equivariant.checkpoint import write_atomically
+from ase_equivariant.storage import write_atomically
 from ase_equivariant.training.module import TrainingModule
 
 COLUMNS = (

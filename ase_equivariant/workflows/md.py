@@ -21,7 +21,7 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT, NoseHooverChainNVT
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
-from ase_equivariant.checkpoint import write_atomically
+from ase_equivariant.storage import write_atomically
 from ase_equivariant.workflows.checks import (
     has_pressure,
     hydrostatic_pressure,

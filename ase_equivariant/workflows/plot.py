@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ase_equivariant.checkpoint import write_atomically
+from ase_equivariant.storage import write_atomically
 from ase_equivariant.workflows.rdf import Distances
 from ase_equivariant.workflows.record import MDSample, MDSummary
 from ase_equivariant.workflows.settings import ENSEMBLES
