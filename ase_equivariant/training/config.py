@@ -125,19 +125,22 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam and what surrounds it.
+    """Adam or SOAP, and what surrounds it.
 
     Parameters
     ----------
+    algorithm : "adam", or "soap": Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv:2409.11321),
+        a slower step that needs far fewer epochs
     lr : learning rate at the start
-    amsgrad : the AMSGrad variant of Adam
-    weight_decay : on the weights of the symmetric contractions only
+    amsgrad : the AMSGrad variant of "adam"
+    weight_decay : on the weights of the symmetric contractions only; "soap" decouples it from the gradient
     ema : decay of the averaged weights that are validated and written
     clip_grad : largest norm of the gradient
     schedule : "plateau": lr is multiplied by `factor` after `patience` epochs without a better validation loss;
         "cosine": lr falls to zero over `max_epochs`, better where the time to train is given
     """
 
+    algorithm: Literal["adam", "soap"] = "adam"
     lr: float = 0.01
     amsgrad: bool = True
     weight_decay: float = 5e-7

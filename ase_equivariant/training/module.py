@@ -20,6 +20,8 @@ from ase_equivariant.training.config import OptimizerConfig
 from ase_equivariant.training.data import Batch
 from ase_equivariant.training.loss import Loss, Residuals, join, residuals
 
+MAX_PRECONDITIONED = 256  # longer axes of a weight keep their basis: an eigenbasis costs the cube of the length
+
 
 class TrainingModule(lightning.LightningModule):
     """A Potential, its exponential moving average, and how to improve it.
@@ -52,7 +54,7 @@ class TrainingModule(lightning.LightningModule):
         others = [p for p in self.potential.parameters() if id(p) not in decayed]
         groups = [{"params": others}, {"params": contraction, "weight_decay": self.config.weight_decay}]
         groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.Adam(groups, lr=self.config.lr, amsgrad=self.config.amsgrad, fused=True)
+        optimizer = make_optimizer(groups, self.config)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, patience=self.config.patience, factor=self.config.factor
         )
@@ -101,6 +103,16 @@ class TrainingModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.plateau_state = checkpoint["plateau"]
+
+
+def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of some groups of parameters."""
+    if config.algorithm == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, amsgrad=config.amsgrad, fused=True)
+    from pytorch_optimizer import SOAP  # loads a hundred optimizers
+
+    groups = [{"weight_decay": 0.0, **group} for group in groups]
+    return SOAP(groups, lr=config.lr, max_precondition_dim=MAX_PRECONDITIONED)
 
 
 def follow(average: torch.nn.Module, module: torch.nn.Module, step: int, decay: float) -> None:
