@@ -5,7 +5,7 @@
 The force between the atoms of a pair is half the difference of their forces along the line between them, here its mean
 over the ten closest pairs of the training frames that are not `Elastic`. The largest radius is the one, up to half the
 distance of neighbours in the crystal, with which ZBL gives these pairs no more than this force. For the wall two
-neighbours of a crystal approach each other while the others stay: the energy rises down to the last column.
+neighbours of a crystal approach each other while the others stay: its top is where the energy no longer rises.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers
 from ase.io import read
 from ase.neighborlist import neighbor_list
@@ -51,13 +52,13 @@ def main() -> None:
             "zbl_force_at_half": zbl_force(z, half, lengths),
             "largest_radius": largest_radius(z, half, lengths, forces.mean()),
             "used_radius": used.get(z),
-            "wall_down_to": wall(crystal, model),
         }
+        found["wall_top"], found["wall_height"] = wall(crystal, model)
         elements[symbol] = found
         rows.append([symbol, *(f"{x:.2f}" if x is not None else "–" for x in found.values())])
     columns = ["", "closest (Å)", "ten closest, mean (Å)", "force (eV/Å)", "half of neighbours' distance (Å)"]
     columns += ["force of ZBL with that radius (eV/Å)", "largest radius (Å)", "radius in the model (Å)"]
-    columns += ["energy rises down to (Å)"]
+    columns += ["top of the wall (Å)", "its height (eV)"]
     write(args.results, "closest_pairs", {"method": __doc__, "elements": elements}, table(columns, rows), args.model)
 
 
@@ -91,20 +92,21 @@ def largest_radius(z: int, half: float, lengths: np.ndarray, force: float) -> fl
     return next(r for r in np.arange(half, 0, -STEP).tolist() if zbl_force(z, r, lengths) <= force)
 
 
-def wall(crystal: Atoms, model) -> float:
-    """The distance, Å, down to which the energy rises when the first atom and its neighbour approach each other."""
+def wall(crystal: Atoms, model: Calculator) -> tuple[float, float]:
+    """Where the energy stops to rise, Å, and how far it rose, eV, as the first atom and its neighbour approach."""
     atoms = crystal.copy()
     atoms.calc = model
     distances = atoms.get_distances(0, range(1, len(atoms)), mic=True)
     other = 1 + int(distances.argmin())
     vector = atoms.get_distance(0, other, mic=True, vector=True)
-    distance, energy = float(distances.min()), atoms.get_potential_energy()
-    while distance > STEP:
+    energies = [atoms.get_potential_energy()]
+    for _ in range(int(distances.min() / STEP) - 1):
         atoms.positions[[0, other]] += np.array([[0.5], [-0.5]]) * STEP * vector / np.linalg.norm(vector)
-        if atoms.get_potential_energy() < energy:
+        energies.append(atoms.get_potential_energy())
+        if energies[-1] < energies[-2]:
             break
-        distance, energy = distance - STEP, atoms.get_potential_energy()
-    return distance
+    top = int(np.argmax(energies))
+    return float(distances.min() - top * STEP), energies[top] - energies[0]
 
 
 if __name__ == "__main__":
