@@ -114,9 +114,8 @@ def from_atoms(
         Unknown elements, positions or cell not finite, two atoms at one place, a periodic direction without a cell
         vector, a singular cell, or a value in `atoms.info` that the model does not know.
     """
-    positions, cell, pbc = atoms.positions, atoms.cell.array, atoms.pbc
     species = _species(atoms.numbers, atomic_numbers)
-    _check_geometry(positions, cell, pbc)
+    positions, cell, pbc = _geometry(atoms)
     try:
         if neighbors is None:
             senders, receivers, shifts = neighbor_list(positions, cell, pbc, cutoff)
@@ -144,8 +143,7 @@ def edges_of(atoms: Atoms, cutoff: float) -> int:
 
     Raises `InputError` for the same geometries, but for two atoms at one place, whose distance is not looked at.
     """
-    positions, cell, pbc = atoms.positions, atoms.cell.array, atoms.pbc
-    _check_geometry(positions, cell, pbc)
+    positions, cell, pbc = _geometry(atoms)
     try:
         return count_edges(positions, cell, pbc, cutoff)
     except CoincidentAtomsError as error:
@@ -184,8 +182,9 @@ def _species(numbers: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:
     return species
 
 
-def _check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Refuse what has no neighbour list."""
+def _geometry(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions and cell in float64, and pbc; what has no neighbour list is refused."""
+    positions, cell, pbc = np.asarray(atoms.positions, dtype=np.float64), atoms.cell.array, atoms.pbc
     proper = (np.abs(positions) < FURTHEST).all(axis=1)  # False for NaN too
     if not proper.all():
         raise InputError(
@@ -205,6 +204,7 @@ def _check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) ->
         raise InputError(
             f"The periodic cell vectors {cell[pbc].tolist()} are linearly dependent; give a cell with a volume."
         )
+    return positions, cell, pbc
 
 
 def _symbol(number: int) -> str:

@@ -30,7 +30,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
 
     A name wins over a file of the same name; write `./name` for the file.
     """
-    if not isinstance(name_or_path, (str, os.PathLike)):
+    if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
         raise InputError(f"a model is given by its name or by the path of its file, not by {name_or_path!r}")
     names = available_models()
     if name_or_path in names:
@@ -44,7 +44,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
         raise InputError(f"{path} is a directory; give a model file or one of the shipped models: {_listed(names)}")
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"there is no model file {path}{_closest_file(path, names)}")
-    close = get_close_matches(path.name.lower(), available_models(published=True), n=3, cutoff=0.5)
+    close = _closest_names(path.name)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise InputError(
         f"unknown model {str(path)!r}{hint} (shipped: {_listed(names)}; or give the path of a file; "
@@ -54,6 +54,12 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def _closest_names(name: str) -> list[str]:
+    """Those that contain it, as a family of models contains its sizes, or those that are spelt alike."""
+    name, names = name.lower().replace("_", "-"), available_models(published=True)
+    return [known for known in names if name in known][:3] or get_close_matches(name, names, n=3, cutoff=0.5)
 
 
 def _closest_file(path: Path, names: list[str]) -> str:

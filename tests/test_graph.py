@@ -8,7 +8,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import InputError
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 
-from ase_equivariant.graph import concatenate, from_atoms
+from ase_equivariant.graph import concatenate, edges_of, from_atoms
 from ase_equivariant.neighbors import VerletList
 
 ATOMIC_NUMBERS = (1, 6, 8, 14, 29)
@@ -66,6 +66,18 @@ def test_a_batch_holds_each_structure_unchanged():
         assert torch.equal(batch.senders[edges], nodes[graph.senders])
         assert torch.equal(batch.receivers[edges], nodes[graph.receivers])
         torch.testing.assert_close(batch.vectors()[edges], graph.vectors(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_positions_may_have_any_real_dtype(dtype):
+    exact, other = molecule("CH3CH2OH"), molecule("CH3CH2OH")
+    other.arrays["positions"] = (2 * exact.positions).astype(dtype)
+    exact.positions = other.arrays["positions"]
+    graph = from_atoms(other, ATOMIC_NUMBERS, CUTOFF)
+    assert graph.n_edges == edges_of(other, CUTOFF) > 0
+    assert graph.positions.dtype == torch.float64
+    torch.testing.assert_close(graph.vectors(), from_atoms(exact, ATOMIC_NUMBERS, CUTOFF).vectors(), rtol=0, atol=0)
+    assert other.positions.dtype == dtype
 
 
 def test_the_users_atoms_are_neither_modified_nor_aliased():

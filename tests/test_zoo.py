@@ -354,6 +354,25 @@ def test_a_published_name_with_a_typo_gets_a_hint():
         zoo.resolve("nequix-mp1")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mace_mlearn", "did you mean mace-mlearn\\?"),
+        ("MACE-MP-0", "did you mean mace-mp-0-large or mace-mp-0-medium or mace-mp-0-small"),
+        ("mace-off23", "did you mean mace-off23-large or"),
+        ("omat", "did you mean .*-omat-"),
+    ],
+)
+def test_a_part_of_names_brings_up_those_that_contain_it(name, hint):
+    with pytest.raises(InputError, match=hint):
+        zoo.resolve(name)
+
+
+def test_an_empty_name_is_no_folder():
+    with pytest.raises(InputError, match="by its name or by the path of its file, not by ''"):
+        zoo.resolve("")
+
+
 def test_the_cache_is_where_xdg_says(monkeypatch, tmp_path):
     monkeypatch.delenv("ASE_EQUIVARIANT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
