@@ -109,6 +109,7 @@ class VerletList:
 
     def _rebuild(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
         """Search the candidates: each pair once for its length, and both its edges in canonical order."""
+        self._reference = None  # until all is there: Ctrl-C or a lack of memory may end this halfway
         i, j, shifts = _search(positions, cell, pbc, self.cutoff + self.skin + _ROUNDING)
         self._pairs = i, j, shifts.T.astype(np.float64, order="C")
         senders, receivers, shifts = np.concatenate((i, j)), np.concatenate((j, i)), np.concatenate((shifts, -shifts))

@@ -247,6 +247,7 @@ def test_ctrl_c_ends_md_with_its_summary_and_picture(run, model, silicon, tmp_pa
     code, out, _ = run("md", silicon, "-m", model, "-o", tmp_path / "run", "--steps", 20)
     assert code == 130
     assert "Interrupted after 3 of 20 steps" in out
+    assert f"To continue, run dynamics of {tmp_path}/run-final.xyz with its velocities" in out
     assert "temperature (K)" in out
     assert (tmp_path / "run.png").exists()
 
@@ -380,7 +381,12 @@ BAD = {
     ),
     "convert unknown head": (("convert", "{model}", "-o", "{out}.safetensors", "--head", "mp2"), "pbe, r2scan"),
     "convert default head": (("convert", "{model}", "-o", "{out}.safetensors", "--default-head", "mp2"), "pbe, r2scan"),
-    "convert onto itself": (("convert", "{model}", "-o", "{model}"), "is the file to be converted"),
+    "convert onto itself": (("convert", "{model}", "-o", "{model}"), "is the file that is read"),
+    "export onto itself": (("export", "{model}", "-o", "{model}"), "is the file that is read"),
+    "evaluate onto itself": (("evaluate", "{si}@:", "-m", "{model}", "-o", "{si}"), "is the file that is read"),
+    "relax onto itself": (("relax", "{si}", "-m", "{model}", "-o", "{si}"), "si.xyz is the file that is read"),
+    "md onto itself": (("md", "{run}-final.xyz", "-m", "{model}", "-o", "{run}"), "run-final.xyz is the file that is"),
+    "format": (("relax", "{notes}", "-m", "{model}", "-o", "{out}.xyz"), "ASE recognises its format neither by"),
     "no such config": (("train", "nothing.yaml"), "nothing.yaml"),
 }
 
@@ -393,6 +399,10 @@ def test_bad_input_is_one_sentence_on_stderr_with_exit_code_2_and_leaves_no_file
     write(files["two"], [bulk("Si"), bulk("Si")])
     write(files["h2o"], molecule("H2O"))
     write(files["gold"], bulk("Au"))
+    files["notes"] = tmp_path / "notes.txt"
+    files["notes"].write_text("hello")
+    files["run"] = tmp_path / "run"
+    write(tmp_path / "run-final.xyz", bulk("Si"))
     files["folder"] = tmp_path / "folder.xyz"
     files["folder"].mkdir()
     before = sorted(tmp_path.rglob("*"))

@@ -273,3 +273,18 @@ def test_results_that_the_caller_overwrites_do_not_spoil_the_next_step():
     for array in verlet.update(positions, cell, PERIODIC):
         array[:] = -7
     assert_same_edges(verlet.update(positions, cell, PERIODIC), neighbor_list(positions, cell, PERIODIC, 4.0))
+
+
+def test_a_search_that_is_interrupted_halfway_leaves_nothing_behind(monkeypatch):
+    def interrupted(keys):
+        raise KeyboardInterrupt
+
+    rng = np.random.default_rng(0)
+    cell, positions, pbc = 8.0 * np.eye(3), rng.uniform(0, 8, (20, 3)), np.ones(3, dtype=bool)
+    verlet = VerletList(2.5, skin=0.6)
+    verlet.update(positions, cell, pbc)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "lexsort", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            verlet.update(rng.permutation(positions), cell, pbc)
+    assert_same_edges(verlet.update(positions, cell, pbc), neighbor_list(positions, cell, pbc, 2.5))

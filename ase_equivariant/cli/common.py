@@ -39,9 +39,8 @@ def read_structures(file: str, index: int | slice = slice(None)) -> list[Atoms]:
     """The structures in a file of any format that ASE reads; `FILE@INDEX` overrides `index`."""
     from ase.calculators.calculator import InputError
     from ase.io import read
-    from ase.io.formats import parse_filename
 
-    path, chosen = (file, None) if Path(file).exists() else parse_filename(file)
+    path, chosen = _path_and_index(file)
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -54,12 +53,36 @@ def read_structures(file: str, index: int | slice = slice(None)) -> list[Atoms]:
     return frames
 
 
+def _path_and_index(file: str) -> tuple[str, int | slice | None]:
+    from ase.io.formats import parse_filename
+
+    return (file, None) if Path(file).exists() else parse_filename(file)
+
+
 def _reason(error: Exception, path: str, chosen: int | slice | None) -> str:
+    from ase.io.formats import UnknownFileTypeError
+
     if Path(path).is_dir():
         return "it is a directory"
     if isinstance(chosen, int) and not str(error):  # how ASE's readers say that a file is shorter
         return f"it has no frame {chosen}"
+    if isinstance(error, UnknownFileTypeError):
+        return "ASE recognises its format neither by its name nor by its content"
     return str(error) or type(error).__name__
+
+
+def keep_structure(file: str, *outputs: Path) -> None:
+    """`keep` for the file of `FILE@INDEX`."""
+    keep(_path_and_index(file)[0], *outputs)
+
+
+def keep(file: str | Path, *outputs: Path) -> None:
+    """Raise InputError if one of the outputs is the very file that is read."""
+    from ase.calculators.calculator import InputError
+
+    for output in outputs:
+        if output.exists() and Path(file).exists() and output.samefile(file):
+            raise InputError(f"{output} is the file that is read; give another name to write to")
 
 
 def check_output(path: Path) -> str:

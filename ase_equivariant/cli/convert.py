@@ -26,14 +26,11 @@ def convert(
     level_of_theory: Annotated[str | None, typer.Option(help="What the model was trained to reproduce.")] = None,
 ) -> None:
     """Convert a model of MACE, NequIP or Nequix, or shrink any model, to a file that cannot run code."""
-    from ase.calculators.calculator import InputError
-
     from ase_equivariant.checkpoint import save_potential
     from ase_equivariant.convert import convert as converted
     from ase_equivariant.zoo import resolve
 
-    if output.exists() and output.samefile(resolve(model)):
-        raise InputError(f"{output} is the file to be converted; give another name to write to")
+    common.keep(resolve(model), output)
     symbols = None if elements is None else elements.replace(",", " ").split()
     about = {"name": name, "license": license, "level_of_theory": level_of_theory}
     fixed = None if fix is None else _numbers(fix)

@@ -28,6 +28,7 @@ def evaluate(
     from ase_equivariant.workflows.evaluate import evaluate as run
 
     common.check_output(output)
+    common.keep_structure(file, output)
     frames = common.read_structures(file)
     calculator = common.make_calculator(model, head, dtype, device, backend)
     with progress(len(frames), "evaluate") as update:

@@ -20,6 +20,8 @@ def export(
     """Export a model to TorchScript, with forces, stress and its metadata."""
     from ase_equivariant.checkpoint import load_potential
     from ase_equivariant.inference import torchscript
+    from ase_equivariant.zoo import resolve
 
+    common.keep(resolve(model), output)
     torchscript.export(load_potential(model), output, device, head)
     say_written(TorchScript=output)

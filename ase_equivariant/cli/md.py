@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from ase_equivariant.cli import common
 from ase_equivariant.cli.show import console, progress, say, say_written, table
@@ -40,6 +41,7 @@ def md(
 ) -> None:
     """Run molecular dynamics; velocities in the file are continued. Ctrl-C ends it early and in order."""
     from ase_equivariant.workflows import MDSettings, MDStopped
+    from ase_equivariant.workflows.record import MDFiles
 
     settings = MDSettings(
         ensemble=ensemble,
@@ -53,6 +55,7 @@ def md(
         interval=interval,
         seed=seed,
     )
+    common.keep_structure(file, *vars(MDFiles.at(output)).values())
     atoms = _repeated(common.read_structure(file), supercell)
     atoms.calc = common.make_calculator(model, head, dtype, device, backend)
     try:
@@ -89,6 +92,7 @@ def show_summary(summary: MDSummary) -> None:
     settings, files = summary.settings, summary.files
     if summary.interrupted:
         say(f"[bold yellow]Interrupted[/] after {summary.steps} of {settings.steps} steps; all until then is kept")
+        say(f"To continue, run dynamics of {escape(str(files.final))} with its velocities and another --output")
     averages = {"temperature (K)": summary.temperature, "pressure (GPa)": summary.pressure}
     if settings.ensemble == "npt":
         averages["volume (Å³)"] = summary.volume

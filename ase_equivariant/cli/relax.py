@@ -33,10 +33,11 @@ def relax(
 ) -> None:
     """Relax a structure, with --cell also its cell. Exit code 1 if it did not converge."""
     common.check_output(output)
+    trajectory, logfile = output.with_name(f"{output.stem}-relax.traj"), output.with_name(f"{output.stem}-relax.log")
+    common.keep_structure(file, output, trajectory, logfile)
     atoms = common.read_structure(file)
     atoms.calc = common.make_calculator(model, head, dtype, device, backend)
     options = {"cell": cell, "pressure": pressure, "fmax": fmax, "smax": smax, "steps": steps, "optimizer": optimizer}
-    trajectory, logfile = output.with_name(f"{output.stem}-relax.traj"), output.with_name(f"{output.stem}-relax.log")
     try:
         result = relax_and_show(atoms, trajectory=trajectory, logfile=logfile, **options)
     except KeyboardInterrupt:
