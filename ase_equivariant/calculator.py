@@ -139,6 +139,7 @@ class EquivariantCalculator(Calculator):
 
         None at all for one of the last structures seen, so that images of a path may share a calculator.
         """
+        _require_atoms(atoms)
         super().calculate(atoms, properties, system_changes)
         if system_changes:
             self.results, self.extras = {}, {}
@@ -184,6 +185,7 @@ class EquivariantCalculator(Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last call; "info" where the model reads a number from there."""
+        _require_atoms(atoms)
         changes, attributes = super().check_state(atoms, tol), self.potential.attributes
         pairs = [[a.info.get(key, usual) for a in (self.atoms or atoms, atoms)] for key, _, _, usual in attributes]
         return changes if all(np.array_equal(*pair) for pair in pairs) else [*changes, "info"]
@@ -267,6 +269,11 @@ class EquivariantCalculator(Calculator):
         if self.parameters["sha256"] != saved["sha256"]:
             raise InputError(f"the model file {model} has changed since this calculator was pickled")
         self.__dict__.update(saved["state"])
+
+
+def _require_atoms(atoms: Atoms | None) -> None:
+    if not isinstance(atoms, Atoms | None):  # a list has a copy() too, which ASE would keep as the atoms
+        raise InputError(f"a calculator takes one Atoms at a time, not a {type(atoms).__name__}; call it for each")
 
 
 def _fingerprint(atoms: Atoms) -> bytes:

@@ -109,6 +109,16 @@ def test_a_failed_direct_call_leaves_no_results_of_other_atoms(calc):
     assert calc.results == {}
 
 
+def test_a_list_of_atoms_is_refused_and_does_not_become_the_atoms(potential):
+    calc = EquivariantCalculator(potential, "cpu")
+    for call in (calc.get_potential_energy, calc.calculate):
+        with pytest.raises(InputError, match="takes one Atoms at a time, not a list"):
+            call([copper(), copper()])
+    assert calc.get_potential_energy(copper()) < 1e9
+    with pytest.raises(InputError, match="takes one Atoms at a time, not a tuple"):
+        calc.get_forces((copper(),))
+
+
 def test_a_result_that_is_not_a_number_is_a_failed_calculation(potential):
     broken = potential.astype(torch.float32)
     with torch.no_grad():

@@ -36,10 +36,8 @@ class Estimate:
 
     def __str__(self) -> str:
         size = f"{self.memory / 2**30:.2f} GiB" if self.memory >= 2**29 else f"{self.memory / 2**20:.1f} MiB"
-        return (
-            f"{self.atoms:,} atoms, {self.edges:,} edges: {size} and {self.seconds:.3g} s per step "
-            f"(backend {self.backend})"
-        )
+        duration = f"{self.seconds:,.1f} s" if self.seconds >= 1 else f"{1e3 * self.seconds:.2f} ms"
+        return f"{self.atoms:,} atoms, {self.edges:,} edges: {size} and {duration} per step (backend {self.backend})"
 
 
 def estimate(
