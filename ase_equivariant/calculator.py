@@ -65,6 +65,9 @@ RECENT = 16  # structures whose results are kept
 class EquivariantCalculator(Calculator):
     """ASE calculator of an equivariant potential; threads need one each, as it remembers its last atoms.
 
+    Many `Atoms` may share one. But ASE's `write("frames.xyz", [a, b])` stores the results of the last atoms with every
+    frame: first give each its own, `a.calc = SinglePointCalculator(a, **a.calc.results)`, right after its calculation.
+
     Parameters
     ----------
     model : name of a shipped or published model, path of a model file of this package or another, or a `Potential`
