@@ -11,12 +11,11 @@ import numpy as np
 
 from ase_equivariant.inference.numba.compile import Compiler
 from ase_equivariant.inference.numba.lanes import REGISTERS, lanes_of
-from ase_equivariant.inference.numba.radial import radial_functions
+from ase_equivariant.inference.numba.radial import EDGES, Exact, Interpolated, radial_functions
 from ase_equivariant.inference.numba.run import Run
 from ase_equivariant.inference.program import Convolve
 from ase_equivariant.nn.fused import Path
 
-EDGES = 16  # at a time, between two stores of the sums
 RADIAL = "table, other, constants"  # arrays of the radial functions
 
 
@@ -27,12 +26,11 @@ class ConvolveKernel:
         self.reads, self.source, self.target = stage.reads, stage.source, stage.target
         self.radial = radial_functions(stage.radial, compiler.dtype)
         self.table = None if stage.table is None else stage.table.astype(compiler.dtype)
-        weights = stage.radial.num_weights
         lanes = lanes_of(compiler.dtype, *(path.width for path in stage.paths))
         kernels = compiler(
             self.radial.source
-            + _forward(stage.paths, weights, lanes)
-            + _backward(stage.paths, weights, lanes, bool(stage.source))
+            + _forward(stage.paths, self.radial, lanes)
+            + _backward(stage.paths, self.radial, lanes, bool(stage.source))
         )
         self._forward, self._backward = kernels["forward"], kernels["backward"]
 
@@ -77,14 +75,14 @@ def _groups(paths: tuple[Path, ...]) -> list[list[Path]]:
     return groups
 
 
-def _forward(paths: tuple[Path, ...], weights: int, lanes: int) -> str:
+def _forward(paths: tuple[Path, ...], radial: Exact | Interpolated, lanes: int) -> str:
     couplings = list(dict.fromkeys(sums for path in paths for sums in _couplings(path, 1.0).values()))
     lines = [
         "@summing",
         f"def forward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, out):",
-        f"    R, D = np.empty({EDGES * weights}, real), np.empty({EDGES * weights}, real)",
         f"    C, sent = np.empty({EDGES * len(couplings)}, real), np.empty({EDGES}, np.int64)",
         "    h, o, width, width_in = h.ravel(), out.ravel(), out.shape[1], h.shape[1]",
+        *(f"    {line}" for line in radial.scratch()),
         "    for n in range(a, b):",
         "        end, kind = first[n + 1], kinds[species[n]]",
         f"        for start in range(first[n], end, {EDGES}):",
@@ -92,20 +90,21 @@ def _forward(paths: tuple[Path, ...], weights: int, lanes: int) -> str:
         "            for q in range(count):",
         "                j, ye = senders[start + q], y[start + q]",
         "                sent[q] = rows[j] * width_in",
-        f"                values_only(lengths[start + q], kind[species[j]], {RADIAL}, R, D, q * {weights})",
+        f"                {radial.find('lengths[start + q]', 'kind[species[j]]')}",
     ]
     lines += [f"                C[q * {len(couplings)} + {i}] = {_coupled(sums)}" for i, sums in enumerate(couplings)]
+    lines += [f"            {line}" for line in radial.weigh()]
     for group in _groups(paths):
-        places, loop = {}, []
+        places, loop = {}, radial.opened(lanes)
         for p, path in enumerate(group):
             terms = _couplings(path, 1.0)
-            loop.append(f"r{p} = load(R, q * {weights} + {path.weight} + k, {lanes})")
+            loop += radial.vectors(f"{path.weight} + k", lanes)
             for m1 in sorted({m1 for _, m1 in terms}):
-                loop.append(f"f{p}_{m1} = mul(r{p}, load(h, sent[q] + {path.start_in + m1 * path.width} + k, {lanes}))")
+                loop.append(f"f{m1} = mul(x, load(h, sent[q] + {path.start_in + m1 * path.width} + k, {lanes}))")
             for (m3, m1), sums in terms.items():
                 places[f"s{p}_{m3}"] = f"n * width + {path.start_out + m3 * path.stride_out} + k"
                 coupled = f"spread(C, q * {len(couplings)} + {couplings.index(sums)}, {lanes})"
-                loop.append(f"s{p}_{m3} = fma({coupled}, f{p}_{m1}, s{p}_{m3})")
+                loop.append(f"s{p}_{m3} = fma({coupled}, f{m1}, s{p}_{m3})")
         lines += [
             f"            for k in range(0, {group[0].width}, {lanes}):",
             *(f"                {name} = load(o, {place}, {lanes})" for name, place in places.items()),
@@ -116,47 +115,59 @@ def _forward(paths: tuple[Path, ...], weights: int, lanes: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _backward(paths: tuple[Path, ...], weights: int, lanes: int, sends: bool) -> str:
+def _backward(paths: tuple[Path, ...], radial: Exact | Interpolated, lanes: int, sends: bool) -> str:
+    widest = max(path.width for path in paths)
     lines = [
         "@summing",
         f"def backward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, g, dh, dy, dr):",
-        f"    R, D = np.empty({weights}, real), np.empty({weights}, real)",
+        f"    X, DX = np.empty({widest}, real), np.empty({widest}, real)",
         "    h, g, dh, width, width_in = h.ravel(), g.ravel(), dh.ravel(), g.shape[1], h.shape[1]",
+        *(f"    {line}" for line in radial.scratch()),
         "    for n in range(a, b):",
-        "        here, sent = n * width_in, rows[n] * width_in",
-        "        for e in range(first[n], first[n + 1]):",
-        f"            ye, dye, there, slope = y[e], dy[e], senders[e] * width, fill(real(0.0), {lanes})",
-        f"            radial(lengths[e], kinds[species[senders[e]], species[n]], {RADIAL}, R, D, 0)",
+        "        here, sent, end = n * width_in, rows[n] * width_in, first[n + 1]",
+        f"        for start in range(first[n], end, {EDGES}):",
+        f"            count = min({EDGES}, end - start)",
+        "            for q in range(count):",
+        f"                {radial.find('lengths[start + q]', 'kinds[species[senders[start + q]], species[n]]')}",
+        *(f"            {line}" for line in radial.weigh()),
+        "            for q in range(count):",
+        "                e = start + q",
+        f"                ye, dye, there, slope = y[e], dy[e], senders[e] * width, fill(real(0.0), {lanes})",
+        *(f"                {line}" for line in radial.opened(lanes)),
     ]
     for path in paths:
-        lines += [f"            {line}" for line in _backward_path(path, lanes, sends)]
-    return "\n".join([*lines, "            dr[e] += total(slope)"]) + "\n"
+        lines += [f"                {line}" for line in _backward_path(path, radial, lanes, sends)]
+    return "\n".join([*lines, "                dr[e] += total(slope)"]) + "\n"
 
 
-def _backward_path(path: Path, lanes: int, sends: bool) -> list[str]:
+def _backward_path(path: Path, radial: Exact | Interpolated, lanes: int, sends: bool) -> list[str]:
     # all harmonics of a path have one l, and those of the reversed edge differ by (-1)^l
-    sign = (-1.0) ** int(np.sqrt(path.entries[0][2]))
+    ell = int(np.sqrt(path.entries[0][2]))
+    sign = (-1.0) ** ell
     terms, adjoint, lines = _couplings(path, sign), {}, []
-    for m1 in sorted({m1 for _, m1 in terms}):  # one at a time, as all sums of a path may not fit the registers
+    ones = sorted({m1 for _, m1 in terms})
+    for m1 in ones:  # one at a time, as all sums of a path may not fit the registers
         threes = [m3 for m3, n1 in terms if n1 == m1]
         place = f"{path.start_in + m1 * path.width} + k"
         lines += [f"c{m3} = fill({_coupled(terms[m3, m1])}, {lanes})" for m3 in threes]
         lines += [f"b{m3} = fill(real(0.0), {lanes})" for m3 in threes]
-        lines += [
-            f"for k in range(0, {path.width}, {lanes}):",
-            f"    x, hk = load(R, {path.weight} + k, {lanes}), load(h, sent + {place}, {lanes})",
-            "    f = mul(x, hk)",
-        ]
+        lines.append(f"for k in range(0, {path.width}, {lanes}):")
+        if m1 == ones[0]:
+            lines += [f"    {line}" for line in radial.vectors(f"{path.weight} + k", lanes)]
+            lines += ["    store(X, k, x)", "    store(DX, k, dx)"] if len(ones) > 1 else []
+        else:
+            lines.append(f"    x, dx = load(X, k, {lanes}), load(DX, k, {lanes})")
+        lines += [f"    hk = load(h, sent + {place}, {lanes})", "    f = mul(x, hk)"]
         for i, m3 in enumerate(threes):
             lines += [
                 f"    g3 = load(g, there + {path.start_out + m3 * path.stride_out} + k, {lanes})",
                 f"    u = fma(c{m3}, g3, u)" if i else f"    u = mul(c{m3}, g3)",
                 f"    b{m3} = fma(f, g3, b{m3})",
             ]
-        lines.append(f"    slope = fma(load(D, {path.weight} + k, {lanes}), mul(u, hk), slope)")
+        lines.append("    slope = fma(dx, mul(u, hk), slope)")
         if sends:
             lines.append(f"    store(dh, here + {place}, fma(x, u, load(dh, here + {place}, {lanes})))")
-        for m3 in threes:
+        for m3 in threes if ell > 0 else ():  # Y_0 is constant
             lines.append(f"b{m3}_{m1} = total(b{m3})")
             for c, m2 in terms[m3, m1]:
                 adjoint.setdefault(m2, []).append(f"real({c * sign!r}) * b{m3}_{m1}")

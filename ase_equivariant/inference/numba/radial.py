@@ -1,23 +1,31 @@
-"""Radial functions of one edge: the source that computes R and R', and the arrays it reads."""
+"""Radial functions of EDGES edges at a time: the source that computes R and R', and the arrays it reads."""
 
 from __future__ import annotations
 
 import warnings
 
 import numpy as np
+from numpy.polynomial import Polynomial
 
-from ase_equivariant.inference.numba.lanes import aligned, lanes_of
+from ase_equivariant.inference.numba.lanes import aligned
 from ase_equivariant.inference.numba.networks import network_source
 from ase_equivariant.inference.radial import Network
 from ase_equivariant.inference.splines import DEGREE, STRETCH, TOLERANCE, Spline, Splines
+
+EDGES = 16
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def radial_functions(radial: Network | Splines, dtype: np.dtype) -> Exact | Interpolated:
-    """Source of `radial(length, kind, table, other, constants, values, slopes, at)`, and its arrays.
+    """Arrays of radial functions, and lines of a kernel that has them in vectors, for EDGES edges at a time.
 
-    It writes values and slopes [at, at + num_weights); `values_only` writes no slopes.
+    source     functions that the lines call
+    scratch    once in the kernel
+    find       for edge q: a line of its length and kind
+    weigh      for all of them
+    opened     for edge q again
+    vectors    x and dx, columns [column, column + lanes) of its R and R'; the compiler drops what is not used
     """
     return Interpolated(radial, dtype) if isinstance(radial, Splines) else Exact(radial, dtype)
 
@@ -27,12 +35,29 @@ class Exact:
 
     def __init__(self, network: Network, dtype: np.dtype):
         body, tables = network_source(network)
-        self.source = _function("values_only", body) + _function("radial", body)
+        head = ["@inlined", "def radial(length, kind, table, other, constants, values, slopes, at):"]
+        self.source = "\n".join([*head, *(f"    {line}" for line in body), ""])
+        self.num_weights = network.num_weights
         constants = network.basis.frequencies[None]
         if network.transform is not None:
             sizes = network.transform.sizes[:, None]
             constants = np.hstack([constants.repeat(len(sizes), 0), sizes])
         self._arrays = network.kinds, *(table.astype(dtype) for table in tables), constants
+
+    def scratch(self) -> list[str]:
+        return [f"R, D = np.empty({EDGES * self.num_weights}, real), np.empty({EDGES * self.num_weights}, real)"]
+
+    def find(self, length: str, kind: str) -> str:
+        return f"radial({length}, {kind}, table, other, constants, R, D, q * {self.num_weights})"
+
+    def weigh(self) -> list[str]:
+        return []
+
+    def opened(self, lanes: int) -> list[str]:
+        return [f"row = q * {self.num_weights}"]
+
+    def vectors(self, column: str, lanes: int) -> list[str]:
+        return [f"x, dx = load(R, row + {column}, {lanes}), load(D, row + {column}, {lanes})"]
 
     def arrays(self, species: np.ndarray) -> Arrays:
         return self._arrays
@@ -46,7 +71,7 @@ class Interpolated:
     """
 
     def __init__(self, splines: Splines, dtype: np.dtype):
-        self.source, self.splines = _spline_source(splines.num_weights, lanes_of(dtype, splines.num_weights)), splines
+        self.source, self.splines = LOCATE, splines
         places = np.full(int(splines.kinds.max()) + 1, -1)  # of the kinds among the constants
         rows = np.empty((0, splines.num_weights), dtype)
         self._known = b"", places, (rows, rows, np.empty((0, 3)))
@@ -63,6 +88,37 @@ class Interpolated:
                 arrays = _joined(arrays, [self._fit(kind) for kind in missing.tolist()])
             self._known = species.tobytes(), places, arrays
         return places[self.splines.kinds], *arrays
+
+    def scratch(self) -> list[str]:
+        return [
+            f"t, stretch, row_of = np.zeros({EDGES}), np.zeros({EDGES}), np.empty({EDGES}, np.int64)",
+            f"V, S = np.empty({DEGREE * EDGES}, real), np.empty({DEGREE * EDGES}, real)",
+            "table, other = table.ravel(), other.ravel()",
+        ]
+
+    def find(self, length: str, kind: str) -> str:
+        return f"row_of[q], t[q], stretch[q] = locate({length}, {kind}, constants)"
+
+    def weigh(self) -> list[str]:
+        """In one loop that the compiler makes vectors of; edges beyond the last one do no harm."""
+        lines = [f"for q in range({EDGES}):"]
+        for j, (value, slope) in enumerate(zip(_VALUES, _SLOPES, strict=True)):
+            lines.append(f"    V[{j * EDGES} + q] = real({_polynomial(value)})")
+            lines.append(f"    S[{j * EDGES} + q] = real(stretch[q] * ({_polynomial(slope)}))")
+        return lines
+
+    def opened(self, lanes: int) -> list[str]:
+        pairs = [
+            f"v{j}, s{j} = ({', '.join(f'spread({x}, {j * EDGES} + q, {lanes})' for x in 'VS')})" for j in range(DEGREE)
+        ]
+        return [f"row = row_of[q] * {self.splines.num_weights}", *pairs]
+
+    def vectors(self, column: str, lanes: int) -> list[str]:
+        lines = [f"x = load(table, row + {column}, {lanes})"]
+        for j in range(DEGREE):
+            lines.append(f"d = load(other, row + {j * self.splines.num_weights} + {column}, {lanes})")
+            lines.append(f"x, dx = fma(v{j}, d, x), {f'fma(s{j}, d, dx)' if j else 'mul(s0, d)'}")
+        return lines
 
     def _fit(self, kind: int) -> Spline:
         spline, error = self.splines.fit(kind)
@@ -86,35 +142,34 @@ def _joined(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], splines: list[Spl
     return tuple(aligned(np.concatenate(part), part[0].dtype) for part in parts)
 
 
-def _function(name: str, body: list[str]) -> str:
-    head = ["@inlined", f"def {name}(length, kind, table, other, constants, values, slopes, at):"]
-    return "\n".join([*head, *(f"    {line}" for line in body), ""])
+# of an edge: its first row in the table, its place behind that knot, and the slope of this
+LOCATE = f"""
+@inlined
+def locate(length, kind, constants):
+    dense, near = {STRETCH} * constants[kind, 1], 1.0 / (constants[kind, 0] + {STRETCH - 1.0} * length)
+    x = dense * length * near
+    i = min(int(x), int(constants[kind, 1]) - 1)
+    return i + int(constants[kind, 2]), x - i, dense * near * near * constants[kind, 0]
+"""
 
 
-def _spline_source(num_weights: int, lanes: int) -> str:
-    """Values from one coefficient and the differences d to the next ones, of which slopes are made as well."""
-    lines = [
-        f"dense, near = {STRETCH} * constants[kind, 1], 1.0 / (constants[kind, 0] + {STRETCH - 1.0} * length)",
-        "x = dense * length * near",
-        "i = min(int(x), int(constants[kind, 1]) - 1)",
-        f"t, row, b0_0 = x - i, (i + int(constants[kind, 2])) * {num_weights}, 1.0",
-        "table, other = table.ravel(), other.ravel()",
-    ]
-    for d in range(1, DEGREE + 1):
-        for j in range(d + 1):
-            left = [f"(t + {d - j}.0) * b{d - 1}_{j - 1}"] if j > 0 else []
-            right = [f"({j + 1}.0 - t) * b{d - 1}_{j}"] if j < d else []
-            lines.append(f"b{d}_{j} = ({' + '.join(left + right)}) * {1.0 / d!r}")
-    for j in reversed(range(DEGREE)):
-        lines.append(f"w{j} = b{DEGREE}_{j + 1}" + (f" + w{j + 1}" if j + 1 < DEGREE else ""))
-    lines += [f"v{j} = fill(real(w{j}), {lanes})" for j in range(DEGREE)]
-    stretch = ["stretch = dense * near * near * constants[kind, 0]"]
-    stretch += [f"s{j} = fill(real(stretch * b{DEGREE - 1}_{j}), {lanes})" for j in range(DEGREE)]
-    loop = [f"for k in range(0, {num_weights}, {lanes}):", f"    value = load(table, row + k, {lanes})"]
-    slope = []
-    for j in range(DEGREE):
-        loop += [f"    d = load(other, row + {j * num_weights} + k, {lanes})", f"    value = fma(v{j}, d, value)"]
-        slope += loop[-2:] + [f"    slope = {f'fma(s{j}, d, slope)' if j else f'mul(s{j}, d)'}"]
-    stores = ["    store(values, at + k, value)", "    store(slopes, at + k, slope)"]
-    both = [*lines, *stretch, *loop[:2], *slope, *stores]
-    return _function("values_only", [*lines, *loop, stores[0]]) + _function("radial", both)
+def _basis(degree: int) -> list[Polynomial]:
+    """The B-splines of evenly spaced knots between two of them, as in `splines`, the first one first."""
+    if degree == 0:
+        return [Polynomial([1.0])]
+    lower = [Polynomial([0.0]), *_basis(degree - 1), Polynomial([0.0])]
+    rising, falling = ([Polynomial([c, sign]) for c in range(degree + 2)] for sign in (1.0, -1.0))
+    return [(rising[degree - j] * lower[j] + falling[j + 1] * lower[j + 1]) / degree for j in range(degree + 1)]
+
+
+# of the first coefficient and the differences to the next ones a value is made, of the differences its slope
+_SLOPES = _basis(DEGREE - 1)
+_VALUES = [sum(_basis(DEGREE)[j + 1 :], Polynomial([0.0])) for j in range(DEGREE)]
+
+
+def _polynomial(p: Polynomial) -> str:
+    """Of t[q], by Horner's rule."""
+    *rest, text = (repr(c) for c in p.coef.tolist())
+    for c in reversed(rest):
+        text = f"({text}) * t[q] + {c}"
+    return text
