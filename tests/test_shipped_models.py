@@ -43,7 +43,7 @@ METADATA = (
     "provenance",
     "golden",
 )
-PROMISED = {"mace-acac", "mace-mlearn"}
+PROMISED = {"botnet-acac", "mace-3bpa", "mace-acac", "mace-mlearn", "nequip-acac"}
 SHIPPED = sorted(PROMISED.union(available_models()))  # a missing one fails its tests instead of having none
 METALS_AND_SEMICONDUCTORS = ("Cu", "Ni", "Mo", "Si", "Ge")
 MLEARN = ("Cu", "Ge", "Li", "Mo", "Ni", "Si")

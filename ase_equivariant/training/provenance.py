@@ -18,7 +18,7 @@ from ase_equivariant.training.loss import UNITS
 if TYPE_CHECKING:
     from ase_equivariant.training.sets import Sets
 
-PACKAGES = ("ase-equivariant", "torch", "lightning", "e3nn", "ase", "vesin", "numpy")
+PACKAGES = ("ase-equivariant", "torch", "lightning", "pytorch-optimizer", "e3nn", "ase", "vesin", "numpy")
 
 
 def describe_model(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, record: dict) -> dict[str, Any]:
