@@ -346,7 +346,7 @@ def test_export_writes_a_file_that_torch_loads(run, model, tmp_path):
 BAD = {
     "no such model": (("relax", "{si}", "-m", "nope", "-o", "{out}.xyz"), "unknown model 'nope'"),
     "no such file": (("relax", "nothing.xyz", "-m", "{model}", "-o", "{out}.xyz"), "there is no file nothing.xyz"),
-    "empty file": (("md", "{empty}", "-m", "{model}", "-o", "{out}"), "cannot read structures from"),
+    "empty file": (("md", "{empty}", "-m", "{model}", "-o", "{out}"), "it is empty"),
     "not a structure": (("evaluate", "{text}", "-m", "{model}", "-o", "{out}.xyz"), "cannot read structures from"),
     "no such frame": (("relax", "{si}@7", "-m", "{model}", "-o", "{out}.xyz"), "it has no frame 7"),
     "a folder": (("relax", "{folder}", "-m", "{model}", "-o", "{out}.xyz"), "it is a directory"),

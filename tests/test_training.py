@@ -322,6 +322,8 @@ def test_run_can_start_from_a_model_file(sets):
     before, after = (load_potential(path) for path in (first, sets / "again" / "again.safetensors"))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert (before.atomic_energies == after.atomic_energies).all()
+    with pytest.raises(InputError, match=r"start is 'run/tiny\.safetensors', the very file that is written"):
+        quietly(write_config(sets, start="run/tiny.safetensors"))
     with pytest.raises(InputError, match=r"start: .*tiny\.safetensors has another num_bessel"):
         quietly(write_config(sets, **again, model={"num_bessel": 5}))
     ase.io.write(sets / "train.extxyz", [labelled("Cu", seed) for seed in range(3)])

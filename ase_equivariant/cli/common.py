@@ -66,6 +66,8 @@ def _reason(error: Exception, path: str, chosen: int | slice | None) -> str:
         return "it is a directory"
     if isinstance(chosen, int) and not str(error):  # how ASE's readers say that a file is shorter
         return f"it has no frame {chosen}"
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        return "it is empty"
     if isinstance(error, UnknownFileTypeError):
         return "ASE recognises its format neither by its name nor by its content"
     return str(error) or type(error).__name__

@@ -20,7 +20,7 @@ def training() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in ("lightning", "yaml"):
+        if error.name not in ("lightning", "pytorch_optimizer", "yaml"):
             raise
         raise CalculatorSetupError(f"training needs {error.name}: pip install 'ase-equivariant[train]'") from None
     except KeyboardInterrupt:

@@ -129,8 +129,8 @@ class OptimizerConfig:
 
     Parameters
     ----------
-    algorithm : "adam", or "soap": Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv:2409.11321),
-        a slower step that needs far fewer epochs
+    algorithm : "adam", or "soap": Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv:2409.11321);
+        its steps take longer
     lr : learning rate at the start
     amsgrad : the AMSGrad variant of "adam"
     weight_decay : on the weights of the symmetric contractions only; "soap" decouples it from the gradient

@@ -29,7 +29,7 @@ from crystals import CRYSTALS  # noqa: E402
 from report import calculator, parser, table, write  # noqa: E402
 
 PAIRS = 10
-STEP = 0.02  # of radii and of approach, Å
+RADIUS_STEP, APPROACH_STEP = 0.01, 0.02  # Å
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def zbl_force(z: int, radius: float, lengths: np.ndarray) -> float:
 
 def largest_radius(z: int, half: float, lengths: np.ndarray, force: float) -> float:
     """The largest radius, Å, up to `half`, with which ZBL pushes no harder than `force`, eV/Å."""
-    return next(r for r in np.arange(half, 0, -STEP).tolist() if zbl_force(z, r, lengths) <= force)
+    return next(r for r in np.arange(half, 0, -RADIUS_STEP).tolist() if zbl_force(z, r, lengths) <= force)
 
 
 def wall(crystal: Atoms, model: Calculator) -> tuple[float, float]:
@@ -100,13 +100,13 @@ def wall(crystal: Atoms, model: Calculator) -> tuple[float, float]:
     other = 1 + int(distances.argmin())
     vector = atoms.get_distance(0, other, mic=True, vector=True)
     energies = [atoms.get_potential_energy()]
-    for _ in range(int(distances.min() / STEP) - 1):
-        atoms.positions[[0, other]] += np.array([[0.5], [-0.5]]) * STEP * vector / np.linalg.norm(vector)
+    for _ in range(int(distances.min() / APPROACH_STEP) - 1):
+        atoms.positions[[0, other]] += np.array([[0.5], [-0.5]]) * APPROACH_STEP * vector / np.linalg.norm(vector)
         energies.append(atoms.get_potential_energy())
         if energies[-1] < energies[-2]:
             break
     top = int(np.argmax(energies))
-    return float(distances.min() - top * STEP), energies[top] - energies[0]
+    return float(distances.min() - top * APPROACH_STEP), energies[top] - energies[0]
 
 
 if __name__ == "__main__":
