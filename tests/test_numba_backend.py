@@ -70,6 +70,12 @@ def test_float64_is_eager_to_the_last_digits(potential):
     assert_eager_to_the_last_digits(Numba(potential, CPU), potential)
 
 
+def test_linear_maps_may_hold_the_first_layer_of_a_readout():
+    settings = CONFIGS["mace"] | {"hidden_irreps": "4x0e+4x1o", "readout_mlp": 1}
+    potential = tiny_potential("mace", heads=("first", "second"), **settings)
+    assert_eager_to_the_last_digits(Numba(potential, CPU), potential)
+
+
 def test_narrower_registers_serve_as_well(mace, monkeypatch):
     monkeypatch.setitem(COUNT, "float64", 1)
     assert_eager_to_the_last_digits(Numba(mace, CPU), mace)

@@ -12,6 +12,7 @@ from tiny import tiny_potential
 from ase_equivariant import load_potential
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import from_atoms
+from ase_equivariant.inference import fold
 from ase_equivariant.inference.lower import lower
 from ase_equivariant.inference.numba import Numba
 from ase_equivariant.inference.numba.radial import Interpolated
@@ -139,6 +140,33 @@ def test_only_elements_that_are_new_get_splines_and_bad_ones_are_announced():
     assert all(a is b for a, b in zip(first[1:], again[1:], strict=True))
     with pytest.warns(UserWarning, match="interpolated with a relative error of .* backend='eager'"):
         bad.arrays(np.array([0]))
+
+
+def first_layer(program, inputs):
+    """Of the last readout, for one atom of the first species: [n_heads, width] for what its linear maps read."""
+    *_, readout = program.stages
+    value = np.zeros(program.widths[readout.source])
+    for stage in (s for s in program.stages if s.target == readout.source):
+        for m in stage.maps:
+            end = m.start_out + m.weights.shape[2]
+            value[m.start_out : end] += (
+                inputs[stage.source][m.start_in : m.start_in + m.weights.shape[1]] @ m.weights[0]
+            )
+    return value @ readout.hidden[0][0] + readout.hidden[0][1]
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(2, 4), (3, 6)])  # of two heads, beside six channels
+def test_linear_maps_take_in_the_first_layer_of_a_readout_where_it_is_narrower(hidden, width, monkeypatch):
+    potential = tiny_potential("mace", heads=("first", "second"), readout_mlp=hidden)
+    early = lower(potential, exact=True)
+    monkeypatch.setattr(fold, "_read_early", lambda stages, widths: stages)
+    late = lower(potential, exact=True)
+    random = np.random.default_rng(0)
+    inputs = {name: random.normal(size=columns) for name, columns in late.widths.items()}
+    expected = first_layer(late, inputs)
+    np.testing.assert_allclose(first_layer(early, inputs), expected, rtol=1e-12)
+    assert early.widths[early.stages[-1].source] == width
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
 
 
 def test_what_depends_on_species_alone_is_a_table():

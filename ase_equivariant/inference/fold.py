@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from ase_equivariant.inference.program import Convolve, Embed, Linear, Map, Program, Stage
+from ase_equivariant.inference.program import Convolve, Embed, Linear, Map, Program, Readout, Stage
 
 
 def folded(program: Program) -> Program:
@@ -13,9 +15,10 @@ def folded(program: Program) -> Program:
     while count != len(stages):
         count = len(stages)
         stages = _without_dead(_compose(_spread_embeddings(stages)))
-    used = {s.target for s in stages}
+    used, widths = {s.target for s in stages}, dict(program.widths)
+    stages = _read_early(stages, widths)
     return Program(
-        tuple(stages), {k: w for k, w in program.widths.items() if k in used}, program.harmonics, program.radial_error
+        tuple(stages), {k: w for k, w in widths.items() if k in used}, program.harmonics, program.radial_error
     )
 
 
@@ -72,3 +75,35 @@ def _compose(stages: list[Stage]) -> list[Stage]:
 
 def _without_dead(stages: list[Stage]) -> list[Stage]:
     return [s for s in stages if s.target is None or _readers(stages, s.target)]
+
+
+def _read_early(stages: list[Stage], widths: dict[str, int]) -> list[Stage]:
+    """The first layer of a readout inside the linear maps before it, where what they write becomes narrower.
+
+    It is written for all heads side by side; `widths` is changed as well.
+    """
+    for readout in (s for s in stages if isinstance(s, Readout) and s.hidden):
+        (matrix, bias), *later = readout.hidden
+        n_heads, n_in, n_out = matrix.shape
+        writers, width = _writers(stages, readout.source), n_heads * n_out
+        plain = all(isinstance(s, Embed) or isinstance(s, Linear) and _is_scalar(s) for s in writers)
+        if plain and width < n_in == widths[readout.source] and _readers(stages, readout.source) == [readout]:
+            joined = matrix.transpose(1, 0, 2).reshape(n_in, width)
+            chosen = np.eye(width).reshape(width, n_heads, n_out).transpose(1, 0, 2)
+            early = {id(s): _narrowed(s, joined) for s in writers}
+            early[id(readout)] = replace(readout, hidden=((chosen, bias), *later))
+            stages, widths[readout.source] = [early.get(id(s), s) for s in stages], width
+    return stages
+
+
+def _is_scalar(stage: Linear) -> bool:
+    return all(m.dim == 1 for m in stage.maps)
+
+
+def _narrowed(stage: Embed | Linear, matrix: np.ndarray) -> Embed | Linear:
+    """The stage with a matrix behind it."""
+    if isinstance(stage, Embed):
+        return replace(stage, table=stage.table @ matrix)
+    ends = [m.start_out + m.weights.shape[2] for m in stage.maps]
+    maps = [replace(m, start_out=0, weights=m.weights @ matrix[m.start_out : end]) for m, end in zip(stage.maps, ends)]
+    return replace(stage, maps=tuple(maps))

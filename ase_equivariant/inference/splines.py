@@ -21,7 +21,7 @@ from ase_equivariant.inference.radial import Network, Pair
 
 DEGREE = 5
 STRETCH = 5.0  # s
-INTERVALS = (128, 256, 512, 1024, 2048)  # the first that reaches the tolerance is taken
+INTERVALS = (128, 256, 384, 512, 768, 1024, 1536, 2048)  # the first that reaches the tolerance is taken
 TOLERANCE = 1e-6  # of values and slopes, relative to the largest of each
 BLOCK = 128  # lengths at a time: what is computed of them stays in the processor's cache
 SAMPLES = 3  # kinds of edges at most that tell beforehand whether splines will do

@@ -18,6 +18,7 @@ from ase_equivariant.inference.numba.compile import Compiler, warn
 from ase_equivariant.inference.numba.contract import ContractKernel
 from ase_equivariant.inference.numba.convolve import ConvolveKernel
 from ase_equivariant.inference.numba.geometry import HIGHEST, GeometryKernel
+from ase_equivariant.inference.numba.lanes import empty
 from ase_equivariant.inference.numba.linear import EmbedAttributesKernel, EmbedKernel, LinearKernel
 from ase_equivariant.inference.numba.pointwise import DivideKernel, GateKernel, NormKernel
 from ase_equivariant.inference.numba.readout import ReadoutKernel
@@ -197,7 +198,7 @@ def _dimer(potential: Potential) -> Graph:
 def _reuse(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     """The array of the last call, or a new one: fresh memory costs more than what is computed in it."""
     if name not in arrays or arrays[name].shape != shape:
-        arrays[name] = np.empty(shape, dtype)
+        arrays[name] = empty(shape, dtype)
     return arrays[name]
 
 

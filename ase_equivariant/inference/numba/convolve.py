@@ -7,6 +7,8 @@ reverse pass walks the same list as the forward pass; gradients of an edge are k
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from ase_equivariant.inference.numba.compile import Compiler
@@ -116,11 +118,11 @@ def _forward(paths: tuple[Path, ...], radial: Exact | Interpolated, lanes: int) 
 
 
 def _backward(paths: tuple[Path, ...], radial: Exact | Interpolated, lanes: int, sends: bool) -> str:
-    widest = max(path.width for path in paths)
+    readers = Counter(path.weight for path in paths for _ in _components(path))
     lines = [
         "@summing",
         f"def backward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, g, dh, dy, dr):",
-        f"    X, DX = np.empty({widest}, real), np.empty({widest}, real)",
+        f"    X, DX = np.empty({radial.num_weights}, real), np.empty({radial.num_weights}, real)",
         "    h, g, dh, width, width_in = h.ravel(), g.ravel(), dh.ravel(), g.shape[1], h.shape[1]",
         *(f"    {line}" for line in radial.scratch()),
         "    for n in range(a, b):",
@@ -135,40 +137,45 @@ def _backward(paths: tuple[Path, ...], radial: Exact | Interpolated, lanes: int,
         f"                ye, dye, there, slope = y[e], dy[e], senders[e] * width, fill(real(0.0), {lanes})",
         *(f"                {line}" for line in radial.opened(lanes)),
     ]
+    made: set[int] = set()  # radial functions that wait in X and DX for their other readers
     for path in paths:
-        lines += [f"                {line}" for line in _backward_path(path, radial, lanes, sends)]
+        for m1 in _components(path):  # one at a time, as all sums of a path may not fit the registers
+            vectors = radial.vectors(f"{path.weight} + k", lanes)
+            if path.weight in made:
+                vectors = [f"x, dx = load(X, {path.weight} + k, {lanes}), load(DX, {path.weight} + k, {lanes})"]
+            elif readers[path.weight] > 1:
+                vectors += [f"store(X, {path.weight} + k, x)", f"store(DX, {path.weight} + k, dx)"]
+                made.add(path.weight)
+            lines += [f"                {line}" for line in _backward_component(path, m1, vectors, lanes, sends)]
     return "\n".join([*lines, "                dr[e] += total(slope)"]) + "\n"
 
 
-def _backward_path(path: Path, radial: Exact | Interpolated, lanes: int, sends: bool) -> list[str]:
+def _components(path: Path) -> list[int]:
+    """m1 of what is sent."""
+    return sorted({m1 for _, m1, *_ in path.entries})
+
+
+def _backward_component(path: Path, m1: int, vectors: list[str], lanes: int, sends: bool) -> list[str]:
     # all harmonics of a path have one l, and those of the reversed edge differ by (-1)^l
     ell = int(np.sqrt(path.entries[0][2]))
     sign = (-1.0) ** ell
-    terms, adjoint, lines = _couplings(path, sign), {}, []
-    ones = sorted({m1 for _, m1 in terms})
-    for m1 in ones:  # one at a time, as all sums of a path may not fit the registers
-        threes = [m3 for m3, n1 in terms if n1 == m1]
-        place = f"{path.start_in + m1 * path.width} + k"
-        lines += [f"c{m3} = fill({_coupled(terms[m3, m1])}, {lanes})" for m3 in threes]
-        lines += [f"b{m3} = fill(real(0.0), {lanes})" for m3 in threes]
-        lines.append(f"for k in range(0, {path.width}, {lanes}):")
-        if m1 == ones[0]:
-            lines += [f"    {line}" for line in radial.vectors(f"{path.weight} + k", lanes)]
-            lines += ["    store(X, k, x)", "    store(DX, k, dx)"] if len(ones) > 1 else []
-        else:
-            lines.append(f"    x, dx = load(X, k, {lanes}), load(DX, k, {lanes})")
-        lines += [f"    hk = load(h, sent + {place}, {lanes})", "    f = mul(x, hk)"]
-        for i, m3 in enumerate(threes):
-            lines += [
-                f"    g3 = load(g, there + {path.start_out + m3 * path.stride_out} + k, {lanes})",
-                f"    u = fma(c{m3}, g3, u)" if i else f"    u = mul(c{m3}, g3)",
-                f"    b{m3} = fma(f, g3, b{m3})",
-            ]
-        lines.append("    slope = fma(dx, mul(u, hk), slope)")
-        if sends:
-            lines.append(f"    store(dh, here + {place}, fma(x, u, load(dh, here + {place}, {lanes})))")
-        for m3 in threes if ell > 0 else ():  # Y_0 is constant
-            lines.append(f"b{m3}_{m1} = total(b{m3})")
-            for c, m2 in terms[m3, m1]:
-                adjoint.setdefault(m2, []).append(f"real({c * sign!r}) * b{m3}_{m1}")
+    terms = {m3: sums for (m3, n1), sums in _couplings(path, sign).items() if n1 == m1}
+    place = f"{path.start_in + m1 * path.width} + k"
+    lines = [f"c{m3}, b{m3} = fill({_coupled(sums)}, {lanes}), fill(real(0.0), {lanes})" for m3, sums in terms.items()]
+    loop = [*vectors, f"hk = load(h, sent + {place}, {lanes})", "f = mul(x, hk)"]
+    for i, m3 in enumerate(terms):
+        loop += [
+            f"g3 = load(g, there + {path.start_out + m3 * path.stride_out} + k, {lanes})",
+            f"u = fma(c{m3}, g3, u)" if i else f"u = mul(c{m3}, g3)",
+            f"b{m3} = fma(f, g3, b{m3})",
+        ]
+    loop.append("slope = fma(dx, mul(u, hk), slope)")
+    if sends:
+        loop.append(f"store(dh, here + {place}, fma(x, u, load(dh, here + {place}, {lanes})))")
+    lines += [f"for k in range(0, {path.width}, {lanes}):", *(f"    {line}" for line in loop)]
+    adjoint: dict[int, list[str]] = {}
+    for m3, sums in terms.items() if ell > 0 else ():  # Y_0 is constant
+        lines.append(f"a{m3} = total(b{m3})")
+        for c, m2 in sums:
+            adjoint.setdefault(m2, []).append(f"real({c * sign!r}) * a{m3}")
     return lines + [f"dye[{m2}] += {' + '.join(sums)}" for m2, sums in adjoint.items()]

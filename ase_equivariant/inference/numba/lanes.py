@@ -14,7 +14,7 @@ names its vectors, so that sums of many edges stay in registers:
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 from llvmlite import ir
@@ -127,11 +127,17 @@ def total(typingctx, a):
     return a.dtype(a), codegen
 
 
-def aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A copy that no vector crosses a cache line of."""
-    memory = np.empty(array.size * dtype.itemsize + _LINE, np.uint8)
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that no vector crosses a cache line of."""
+    size = prod(shape) * dtype.itemsize
+    memory = np.empty(size + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
-    copy = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in such an array."""
+    copy = empty(array.shape, dtype)
     copy[...] = array
     return copy
 

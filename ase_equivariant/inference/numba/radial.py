@@ -71,7 +71,7 @@ class Interpolated:
     """
 
     def __init__(self, splines: Splines, dtype: np.dtype):
-        self.source, self.splines = LOCATE, splines
+        self.source, self.splines, self.num_weights = LOCATE, splines, splines.num_weights
         places = np.full(int(splines.kinds.max()) + 1, -1)  # of the kinds among the constants
         rows = np.empty((0, splines.num_weights), dtype)
         self._known = b"", places, (rows, rows, np.empty((0, 3)))
@@ -111,12 +111,12 @@ class Interpolated:
         pairs = [
             f"v{j}, s{j} = ({', '.join(f'spread({x}, {j * EDGES} + q, {lanes})' for x in 'VS')})" for j in range(DEGREE)
         ]
-        return [f"row = row_of[q] * {self.splines.num_weights}", *pairs]
+        return [f"row = row_of[q] * {self.num_weights}", *pairs]
 
     def vectors(self, column: str, lanes: int) -> list[str]:
         lines = [f"x = load(table, row + {column}, {lanes})"]
         for j in range(DEGREE):
-            lines.append(f"d = load(other, row + {j * self.splines.num_weights} + {column}, {lanes})")
+            lines.append(f"d = load(other, row + {j * self.num_weights} + {column}, {lanes})")
             lines.append(f"x, dx = fma(v{j}, d, x), {f'fma(s{j}, d, dx)' if j else 'mul(s0, d)'}")
         return lines
 
