@@ -10,7 +10,7 @@ from ase_equivariant.inference.program import Convolve, Embed, Linear, Map, Prog
 
 
 def folded(program: Program) -> Program:
-    """The same function with fewer stages: linear maps of what depends on species alone, and of linear maps."""
+    """The same function with fewer stages: maps of species alone, of other maps, and into readouts are folded."""
     stages, count = list(program.stages), None
     while count != len(stages):
         count = len(stages)

@@ -128,7 +128,7 @@ def total(typingctx, a):
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that no vector crosses a cache line of."""
+    """An array that begins at a cache line."""
     size = prod(shape) * dtype.itemsize
     memory = np.empty(size + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
