@@ -122,7 +122,7 @@ def test_settings_with_values_for_each_element_can_be_axes(raw):
         (["l_max=1", "model.l_max=2"], "each once"),
         ([], "axes are none"),
         (["optimizer.lr=0"], "optimizer.lr is 0.0; allowed: above 0"),
-        (["optimizer.speed=3"], "unknown key 'speed' in optimizer; allowed: lr"),
+        (["optimizer.speed=3"], "unknown key 'speed' in optimizer; allowed: algorithm, lr"),
         (["architecture.lr=0"], "architecture is no section of the configuration"),
         (["architecture=mace,gap"], "unknown architecture 'gap'"),
         ([f"seed={','.join(map(str, range(40)))}", f"l_max={','.join(map(str, range(40)))}"], "more than 1000 runs"),
