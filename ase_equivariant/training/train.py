@@ -45,7 +45,10 @@ def train(config_path: Path | str, console: Console | None = None) -> Path:
 
 def train_as(config: TrainConfig, raw: dict, root: Path, console: Console) -> Path:
     """`train` with a configuration that was read before, as `raw` and parsed; its paths are relative to `root`."""
-    folder, path = root / config.output, model_path(config, root)
+    folder = root / config.output
+    path = folder / f"{config.name}.safetensors"
+    if config.start is not None and (root / config.start).resolve() == path.resolve():
+        raise InputError(f"start is {config.start!r}, the very file that is written; give it another name")
     sets = load_sets(config, root)
     potential = initial_potential(config, sets, root)
     announce(console, config, sets, potential)
@@ -61,16 +64,9 @@ def train_as(config: TrainConfig, raw: dict, root: Path, console: Console) -> Pa
     return path
 
 
-def model_path(config: TrainConfig, root: Path) -> Path:
-    """The file that the best model is written to."""
-    return root / config.output / f"{config.name}.safetensors"
-
-
 def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
     """The potential of `config.start`; else random weights, and what the data say about energies, scale and shift."""
     if config.start is not None:
-        if (root / config.start).resolve() == model_path(config, root).resolve():
-            raise InputError(f"start is {config.start!r}, the very file that is written; give it another name")
         return started_from(root / config.start, config, sets)
     graphs = [batch.graph for batch in sets.batches(sets.train)]
     neighbors = sum(g.n_edges for g in graphs) / sum(g.n_nodes for g in graphs)

@@ -93,7 +93,7 @@ def largest_radius(z: int, half: float, lengths: np.ndarray, force: float) -> fl
 
 
 def wall(crystal: Atoms, model: Calculator) -> tuple[float, float]:
-    """Where the energy stops to rise, Å, and how far it rose, eV, as the first atom and its neighbour approach."""
+    """Where the energy stops rising, Å, and how far it rose, eV, as the first atom and its neighbour approach."""
     atoms = crystal.copy()
     atoms.calc = model
     distances = atoms.get_distances(0, range(1, len(atoms)), mic=True)

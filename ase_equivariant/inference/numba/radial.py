@@ -25,7 +25,7 @@ def radial_functions(radial: Network | Splines, dtype: np.dtype) -> Exact | Inte
     find       for edge q: a line of its length and kind
     weigh      for all of them
     opened     for edge q again
-    vectors    x and dx, columns [column, column + lanes) of its R and R'; the compiler drops what is not used
+    vectors    x and dx, columns [column, column + lanes) of its R and R'; the compiler drops a vector that is not used
     """
     return Interpolated(radial, dtype) if isinstance(radial, Splines) else Exact(radial, dtype)
 
