@@ -183,6 +183,7 @@ class EquivariantCalculator(Calculator):
 
             return step
 
+        _require_atoms(atoms)
         edges = edges_of(atoms, self.potential.cutoff)
         return estimate(make_step, atoms, edges, lambda: self.parameters["backend"], self._device)
 

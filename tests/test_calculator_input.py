@@ -111,7 +111,7 @@ def test_a_failed_direct_call_leaves_no_results_of_other_atoms(calc):
 
 def test_a_list_of_atoms_is_refused_and_does_not_become_the_atoms(potential):
     calc = EquivariantCalculator(potential, "cpu")
-    for call in (calc.get_potential_energy, calc.calculate):
+    for call in (calc.get_potential_energy, calc.calculate, calc.estimate):
         with pytest.raises(InputError, match="takes one Atoms at a time, not a list"):
             call([copper(), copper()])
     assert calc.get_potential_energy(copper()) == EquivariantCalculator(potential, "cpu").get_potential_energy(copper())
