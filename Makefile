@@ -9,8 +9,10 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## relax a crystal and drive NVT and NPT with the shipped model
 	$(VENV)/bin/python examples/demo.py $(ARGS)
 
+# two processes of one thread each
+test: export OMP_NUM_THREADS = 1
 test: $(READY)  ## the whole test suite; one test: make test ARGS="-k neighbours"
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
