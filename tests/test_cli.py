@@ -232,7 +232,7 @@ def test_md_continues_velocities_but_not_into_a_supercell(run, model, silicon, t
     assert "new velocities" in run(*first)[1]
     again = ("md", tmp_path / "first-final.xyz", "-m", model, "-o", tmp_path / "second", "--steps", 2)
     assert "its velocities continued" in run(*again)[1]
-    assert "new velocities" in run(*again, "--supercell", "2,2,2")[1]
+    assert "new velocities" in run(*again[:-3], tmp_path / "third", "--steps", 2, "--supercell", "2,2,2")[1]
 
 
 def test_ctrl_c_ends_md_with_its_summary_and_picture(run, model, silicon, tmp_path, monkeypatch):
@@ -386,6 +386,7 @@ BAD = {
     "evaluate onto itself": (("evaluate", "{si}@:", "-m", "{model}", "-o", "{si}"), "is the file that is read"),
     "relax onto itself": (("relax", "{si}", "-m", "{model}", "-o", "{si}"), "si.xyz is the file that is read"),
     "md onto itself": (("md", "{run}-final.xyz", "-m", "{model}", "-o", "{run}"), "run-final.xyz is the file that is"),
+    "md over a run": (("md", "{si}", "-m", "{model}", "-o", "{done}"), "done.traj of an earlier run is there"),
     "format": (("relax", "{notes}", "-m", "{model}", "-o", "{out}.xyz"), "ASE recognises its format neither by"),
     "no such config": (("train", "nothing.yaml"), "nothing.yaml"),
 }
@@ -403,6 +404,8 @@ def test_bad_input_is_one_sentence_on_stderr_with_exit_code_2_and_leaves_no_file
     files["notes"].write_text("hello")
     files["run"] = tmp_path / "run"
     write(tmp_path / "run-final.xyz", bulk("Si"))
+    files["done"] = tmp_path / "done"
+    (tmp_path / "done.traj").touch()
     files["folder"] = tmp_path / "folder.xyz"
     files["folder"].mkdir()
     before = sorted(tmp_path.rglob("*"))

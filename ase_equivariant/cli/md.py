@@ -55,7 +55,9 @@ def md(
         interval=interval,
         seed=seed,
     )
-    common.keep_structure(file, *vars(MDFiles.at(output)).values())
+    files = MDFiles.at(output)
+    common.keep_structure(file, *vars(files).values())
+    _keep_run(files.trajectory)
     atoms = _repeated(common.read_structure(file), supercell)
     atoms.calc = common.make_calculator(model, head, dtype, device, backend)
     try:
@@ -65,6 +67,14 @@ def md(
         raise
     if summary.interrupted:
         raise typer.Exit(common.INTERRUPTED)
+
+
+def _keep_run(trajectory: Path) -> None:
+    """Raise InputError if there is a trajectory: it may be the work of days."""
+    from ase.calculators.calculator import InputError
+
+    if trajectory.exists():
+        raise InputError(f"{trajectory} of an earlier run is there; choose another --output, or remove the file")
 
 
 def md_and_show(atoms: Atoms, settings: MDSettings, prefix: str | Path) -> MDSummary:
