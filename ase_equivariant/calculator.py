@@ -187,12 +187,19 @@ class EquivariantCalculator(Calculator):
         edges = edges_of(atoms, self.potential.cutoff)
         return estimate(make_step, atoms, edges, lambda: self.parameters["backend"], self._device)
 
-    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last call; "info" where the model reads a number from there."""
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What results depend on and has changed since the last call, by however little; `tol` plays no role.
+
+        "info" stands for a number that the model reads there.
+        """
         _require_atoms(atoms)
-        changes, attributes = super().check_state(atoms, tol), self.potential.attributes
-        pairs = [[a.info.get(key, usual) for a in (self.atoms or atoms, atoms)] for key, _, _, usual in attributes]
-        return changes if all(np.array_equal(*pair) for pair in pairs) else [*changes, "info"]
+        if self.atoms is None:
+            return list(all_changes)
+        pairs = [(name, getattr(self.atoms, name), getattr(atoms, name)) for name in ("positions", "numbers", "pbc")]
+        pairs.append(("cell", self.atoms.cell.array, atoms.cell.array))
+        for key, _, _, usual in self.potential.attributes:
+            pairs.append(("info", self.atoms.info.get(key, usual), atoms.info.get(key, usual)))
+        return [name for name, old, new in pairs if not np.array_equal(old, new)]
 
     def reset(self) -> None:
         """Forget all results."""

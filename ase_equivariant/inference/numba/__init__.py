@@ -85,6 +85,7 @@ class Numba:
         try:
             self.geometry = GeometryKernel(self.program.harmonics, compiler)
             self.stages = [self.geometry, *(KERNELS[type(stage)](stage, compiler) for stage in self.program.stages)]
+            self._phases = [self._plan(forces) for forces in (False, True)]
             if not wait and compiler.on_disk and not compiler.is_sealed():
                 background.start(self.potential)
                 raise CalculatorSetupError("backend 'numba' is being compiled in the background for later calculators")
@@ -104,9 +105,9 @@ class Numba:
             arrays = self._spare.pop()
         except IndexError:  # not asked beforehand, as another thread may be faster
             arrays = {}
-        run = self._prepare(graph, forces, arrays)
         blocks = _blocks(graph.n_nodes)
-        for steps in self._phases(forces):
+        run = self._prepare(graph, forces, arrays, blocks)
+        for steps in self._phases[forces]:
             run_blocks(lambda a, b, steps=steps: [step(run, a, b) for step in steps], blocks)
         self._spare.append(arrays)
         potential, heads = self.potential, graph.heads[graph.batch]
@@ -117,7 +118,7 @@ class Numba:
             return Prediction(energy, node_energies)
         return Prediction(energy, node_energies, *self._derivatives(run, graph, blocks))
 
-    def _phases(self, forces: bool) -> list[list]:
+    def _plan(self, forces: bool) -> list[list]:
         """Steps that a block of atoms may take without waiting for the others, one list after the other."""
         phases, written, reached = [[]], set(), set()
         for stage in self.stages:
@@ -135,13 +136,15 @@ class Numba:
             phases[-1].append(stage.backward)
         return phases
 
-    def _prepare(self, graph: Graph, forces: bool, arrays: dict[str, np.ndarray]) -> Run:
+    def _prepare(
+        self, graph: Graph, forces: bool, arrays: dict[str, np.ndarray], blocks: list[tuple[int, int]]
+    ) -> Run:
         n, e, real = graph.n_nodes, graph.n_edges, self.dtype
         species, heads = graph.species.numpy(), graph.heads[graph.batch]
         receivers, present = graph.receivers.numpy(), np.flatnonzero(np.bincount(species))
-        cell = graph.cell[graph.batch[graph.receivers]] if graph.n_graphs > 1 else graph.cell
-        offsets = sum(graph.shifts[:, i : i + 1] * cell[:, i] for i in range(3))
-        block_of = np.repeat(np.arange(len(_blocks(n))), [b - a for a, b in _blocks(n)])
+        cell = (graph.cell[graph.batch[graph.receivers]] if graph.n_graphs > 1 else graph.cell).numpy()
+        shifts = graph.shifts.numpy()
+        block_of = np.repeat(np.arange(len(blocks)), [b - a for a, b in blocks])
         widths, size = self.program.widths.items(), (len(self.program.harmonics) + 1) ** 2
         kept = widths if forces else ()
         return Run(
@@ -157,7 +160,7 @@ class Numba:
             gradients={name: _reuse(arrays, f"gradient of {name}", (n, width), real) for name, width in kept},
             first=np.concatenate([[0], np.bincount(receivers, minlength=n).cumsum()]),
             senders=graph.senders.numpy(),
-            offsets=offsets.numpy(),
+            offsets=shifts[:, :1] * cell[:, 0] + shifts[:, 1:2] * cell[:, 1] + shifts[:, 2:] * cell[:, 2],
             positions=graph.positions.numpy(),
             lengths=np.empty(e),
             vectors=np.empty((e, 3)),
