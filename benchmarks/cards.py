@@ -1,4 +1,4 @@
-"""Put the result tables into the model cards: every `<!-- results/NAME.md -->` … `<!-- end -->` of models/README.md.
+"""Put the result tables where people read them: every `<!-- results/NAME.md -->` … `<!-- end -->` of PAGES.
 
 python benchmarks/cards.py
 """
@@ -9,19 +9,21 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CARDS = HERE.parent / "models" / "README.md"
+PAGES = HERE.parent / "README.md", HERE.parent / "models" / "README.md"
 PLACE = re.compile(r"(<!-- (results/\w+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def filled(text: str) -> str:
-    """The cards with the present result files in their places; links in those lead on from the cards."""
+def filled(page: Path) -> str:
+    """The page with the present result files in their places; links in those lead on from the page."""
+    up = "../" * (len(page.relative_to(HERE.parent).parts) - 1)
 
     def table(place: re.Match) -> str:
         result = (HERE / place[2]).read_text()
-        return place[1] + re.sub(r"\]\((?!http)", "](../benchmarks/results/", result) + place[3]
+        return place[1] + re.sub(r"\]\((?!http)", f"]({up}benchmarks/results/", result) + place[3]
 
-    return PLACE.sub(table, text)
+    return PLACE.sub(table, page.read_text())
 
 
 if __name__ == "__main__":
-    CARDS.write_text(filled(CARDS.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page))

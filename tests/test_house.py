@@ -126,8 +126,9 @@ def test_reference_lattice_constants_follow_from_the_volumes(symbol, atoms_per_c
         assert reference[source]["lattice_constant"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_tables_of_the_model_cards_are_the_result_files():
-    filled = runpy.run_path(ROOT / "benchmarks" / "cards.py")["filled"]
-    cards = (ROOT / "models" / "README.md").read_text()
-    assert filled(cards) == cards
-    assert "<!-- results/mlearn.md -->\n|" in cards
+def test_tables_of_readme_and_model_cards_are_the_result_files():
+    benchmarks = runpy.run_path(ROOT / "benchmarks" / "cards.py")
+    readme, cards = benchmarks["PAGES"]
+    assert [benchmarks["filled"](page) for page in (readme, cards)] == [readme.read_text(), cards.read_text()]
+    assert "<!-- results/peers_brief.md -->\n|" in readme.read_text()
+    assert "<!-- results/mlearn.md -->\n|" in cards.read_text()

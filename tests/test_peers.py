@@ -15,7 +15,7 @@ import turns  # noqa: E402
 from cases import CASES, silicon, water  # noqa: E402
 from environments import PACKAGES, NotInstalledError  # noqa: E402
 from floor import flop_per_atom  # noqa: E402
-from summary import draw, of_peak, tables  # noqa: E402
+from summary import brief, draw, of_peak, tables  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,9 @@ def test_a_side_is_timed_and_one_that_does_not_install_is_an_entry(model, settin
     table = tables(json.loads(json.dumps(results)))
     assert table.count("| 64 |") == 2
     assert "does not install: no mace today" in table
+    assert brief(results).count("tiny") == 0  # two sizes: the plot's
+    assert "| tiny | 8 | " in brief({"tiny": {"8": results["tiny"]["8"]}})
+    assert "| mace-torch does not install: no mace today |" in brief({"tiny": {"8": results["tiny"]["8"]}})
     draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 

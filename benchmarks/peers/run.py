@@ -21,7 +21,7 @@ from pathlib import Path
 from cases import CASES, Case
 from environments import NotInstalledError, interpreter
 from floor import flop_per_atom
-from summary import draw, tables
+from summary import brief, draw, tables
 from turns import HERE, ROOT, WRITERS, Setting, measure
 
 
@@ -108,6 +108,7 @@ def store(folder: Path, name: str, entry: dict) -> None:
     results[name] = dict(sorted(sizes.items(), key=lambda item: int(item[0])))
     file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     (folder / "peers.md").write_text(tables(results))
+    (folder / "peers_brief.md").write_text(brief(results))
     draw(results, folder / "peers_scaling.png")
 
 

@@ -1,4 +1,4 @@
-"""The stored runs as tables in Markdown, and as a picture of the cost per atom over the number of atoms."""
+"""The stored runs as tables in Markdown, in full and in brief, and as a picture of the cost per atom over their number."""
 
 from __future__ import annotations
 
@@ -38,15 +38,30 @@ def tables(results: dict) -> str:
     return "\n".join(parts)
 
 
+def brief(results: dict) -> str:
+    """One line per case of a single size: how many times slower than the first side the other programs are."""
+    lines = ["| model and structure | atoms | ours, ms per step | times slower, median (range) |", "|" + " --- |" * 4]
+    for entry in (entry for sizes in results.values() if len(sizes) == 1 for entry in sizes.values()):
+        (_, ours), *others = entry["sides"].items()
+        peers = [(side, row) for side, row in others if not side.startswith("ours")]
+        slower = [f"{side} {row['failed'] if 'failed' in row else spread(row)}" for side, row in peers]
+        lines.append(f"| {entry['what']} | {entry['atoms']} | {ours['ms']:#.3g} | {', '.join(slower)} |")
+    return "\n".join(lines) + "\n"
+
+
 def line(entry: dict, side: str, row: dict) -> list:
     """Cells of one side; what failed says why instead of its time."""
     atoms, agreement = entry["atoms"], [f"{value:.1e}" for value in row["agreement"].values()] or ["", ""]
     if "failed" in row:
         return [atoms, side, row["failed"], "", "", "", "", *agreement]
-    ratio, ms = row["ratio"], row["ms"]
-    spread = f"{ratio['median']:.1f} ({ratio['min']:.1f}–{ratio['max']:.1f})"
-    memory = row["peak_memory_MiB"]
-    return [atoms, side, f"{ms:.4g}", f"{1e3 * ms / atoms:.4g}", spread, of_peak(entry, ms), memory, *agreement]
+    ms, memory = row["ms"], row["peak_memory_MiB"]
+    return [atoms, side, f"{ms:.4g}", f"{1e3 * ms / atoms:.4g}", spread(row), of_peak(entry, ms), memory, *agreement]
+
+
+def spread(row: dict) -> str:
+    """The ratios of single turns."""
+    ratio = row["ratio"]
+    return f"{ratio['median']:.1f} ({ratio['min']:.1f}–{ratio['max']:.1f})"
 
 
 def of_peak(entry: dict, ms: float) -> str:

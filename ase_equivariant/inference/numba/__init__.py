@@ -136,9 +136,7 @@ class Numba:
             phases[-1].append(stage.backward)
         return phases
 
-    def _prepare(
-        self, graph: Graph, forces: bool, arrays: dict[str, np.ndarray], blocks: list[tuple[int, int]]
-    ) -> Run:
+    def _prepare(self, graph: Graph, forces: bool, arrays: dict[str, np.ndarray], blocks: list[tuple[int, int]]) -> Run:
         n, e, real = graph.n_nodes, graph.n_edges, self.dtype
         species, heads = graph.species.numpy(), graph.heads[graph.batch]
         receivers, present = graph.receivers.numpy(), np.flatnonzero(np.bincount(species))
