@@ -1,4 +1,4 @@
-"""The stored runs as tables in Markdown, in full and in brief, and as a picture of the cost per atom over their number."""
+"""The stored runs as tables in Markdown, in full and in brief, and as a picture of the cost per atom."""
 
 from __future__ import annotations
 
