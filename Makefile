@@ -11,7 +11,7 @@ demo: $(READY)  ## relax a crystal and drive NVT and NPT with the shipped model
 
 # two processes of one thread each
 test: export OMP_NUM_THREADS = 1
-test: $(READY)  ## the whole test suite; one test: make test ARGS="-k neighbours"
+test: $(READY)  ## the whole test suite; one test: make test ARGS="-n0 -k neighbours"
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(READY)

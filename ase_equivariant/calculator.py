@@ -86,7 +86,6 @@ class EquivariantCalculator(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
-    ignored_changes = {"initial_charges", "initial_magmoms"}
     nolabel = True
 
     @_undisturbed()
@@ -119,6 +118,7 @@ class EquivariantCalculator(Calculator):
         else:
             self._backend = start_verified(backend, self.potential, self._device)
         self._neighbors = VerletList(potential.cutoff)
+        self._info: list[int] = []  # what the model read from the info of the last atoms, which may change in place
         self.calls = 0
         self.extras: dict[str, Any] = {}
         self._recent: OrderedDict[bytes, tuple[dict, dict]] = OrderedDict()  # results and extras, the newest last
@@ -142,13 +142,15 @@ class EquivariantCalculator(Calculator):
 
         None at all for one of the last structures seen, so that images of a path may share a calculator.
         """
-        _require_atoms(atoms)
+        if atoms is not None:
+            _require_atoms(atoms)
         super().calculate(atoms, properties, system_changes)
         if system_changes:
             self.results, self.extras = {}, {}
         if self.atoms is None:
             raise InputError("there are no atoms to calculate; give some")
-        key = _fingerprint(self.atoms) + repr(attribute_values(self.atoms, self.potential.attributes)).encode()
+        self._info = attribute_values(self.atoms, self.potential.attributes)
+        key = _fingerprint(self.atoms) + repr(self._info).encode()
         results, extras = self._recent.pop(key, ({}, {}))
         if not results.keys() >= set(properties):
             results, extras = self._evaluate("forces" in properties or "stress" in properties, "stress" in properties)
@@ -197,9 +199,12 @@ class EquivariantCalculator(Calculator):
             return list(all_changes)
         pairs = [(name, getattr(self.atoms, name), getattr(atoms, name)) for name in ("positions", "numbers", "pbc")]
         pairs.append(("cell", self.atoms.cell.array, atoms.cell.array))
-        for key, _, _, usual in self.potential.attributes:
-            pairs.append(("info", self.atoms.info.get(key, usual), atoms.info.get(key, usual)))
-        return [name for name, old, new in pairs if not np.array_equal(old, new)]
+        changes = [name for name, old, new in pairs if not np.array_equal(old, new)]
+        try:
+            same = attribute_values(atoms, self.potential.attributes) == self._info
+        except InputError:  # said when it is calculated
+            same = False
+        return changes if same else [*changes, "info"]
 
     def reset(self) -> None:
         """Forget all results."""
@@ -266,7 +271,7 @@ class EquivariantCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """A file's name and sha256, or a potential as the bytes of our own file; no tensors, no code."""
-        state = {name: getattr(self, name) for name in ("atoms", "results", "extras", "calls")}
+        state = {name: getattr(self, name) for name in ("atoms", "results", "extras", "calls", "_info")}
         return {
             "model": self._model or to_bytes(self.potential),
             "sha256": self.parameters["sha256"],
@@ -282,8 +287,8 @@ class EquivariantCalculator(Calculator):
         self.__dict__.update(saved["state"])
 
 
-def _require_atoms(atoms: Atoms | None) -> None:
-    if not isinstance(atoms, Atoms | None):  # a list has a copy() too, which ASE would keep as the atoms
+def _require_atoms(atoms: Atoms) -> None:
+    if not isinstance(atoms, Atoms):  # a list has a copy() too, which ASE would keep as the atoms
         raise InputError(f"a calculator takes one Atoms at a time, not a {type(atoms).__name__}; call it for each")
 
 

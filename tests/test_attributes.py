@@ -76,6 +76,18 @@ def test_changing_one_number_of_the_same_atoms_is_noticed(potential, key):
     assert atoms.calc.calls == 2
 
 
+def test_a_number_that_changes_in_place_or_becomes_a_wrong_one_is_noticed(potential):
+    number, atoms, other = np.array(1), water(), water(charge=2)
+    atoms.info["charge"] = number
+    atoms.calc, other.calc = calculator(potential), calculator(potential)
+    before = atoms.get_potential_energy()
+    number[...] = 2
+    assert atoms.get_potential_energy() == other.get_potential_energy() != before
+    atoms.info["charge"] = True
+    with pytest.raises(InputError, match="needs a whole number"):
+        atoms.get_potential_energy()
+
+
 def test_a_model_that_does_not_know_charges_does_not_look_at_them():
     atoms = water(charge="unknown")
     atoms.calc = calculator(tiny_potential())

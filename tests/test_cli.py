@@ -386,7 +386,7 @@ BAD = {
     "evaluate onto itself": (("evaluate", "{si}@:", "-m", "{model}", "-o", "{si}"), "is the file that is read"),
     "relax onto itself": (("relax", "{si}", "-m", "{model}", "-o", "{si}"), "si.xyz is the file that is read"),
     "md onto itself": (("md", "{run}-final.xyz", "-m", "{model}", "-o", "{run}"), "run-final.xyz is the file that is"),
-    "md over a run": (("md", "{si}", "-m", "{model}", "-o", "{done}"), "done.traj of an earlier run is there"),
+    "md over a run": (("md", "{si}", "-m", "{model}", "-o", "{done}"), "done.traj exists already"),
     "format": (("relax", "{notes}", "-m", "{model}", "-o", "{out}.xyz"), "ASE recognises its format neither by"),
     "no such config": (("train", "nothing.yaml"), "nothing.yaml"),
 }

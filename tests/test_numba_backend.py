@@ -116,7 +116,10 @@ def test_a_forked_process_computes_the_same(mace, fast):
     expected = fast(graph, True)
     child = os.fork()
     if child == 0:
-        os._exit(0 if same_bits(fast(graph, True), expected) else 1)
+        try:
+            os._exit(0 if same_bits(fast(graph, True), expected) else 1)
+        finally:  # whatever happens, it is no second test process
+            os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
 
 

@@ -106,9 +106,12 @@ def test_a_broken_index_costs_one_warning_and_is_gone_afterwards(potential, fold
 def test_a_killed_compilation_leaves_nothing_that_harms(potential, folder):
     child = os.fork()
     if child == 0:
-        start(potential)
-        os._exit(0)
+        try:
+            start(potential)
+        finally:  # whatever happens, it is no second test process
+            os._exit(0)
     while not compiled(folder, "nbc"):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL

@@ -57,7 +57,7 @@ def md(
     )
     files = MDFiles.at(output)
     common.keep_structure(file, *vars(files).values())
-    _keep_run(files.trajectory)
+    _keep_run(*vars(files).values())
     atoms = _repeated(common.read_structure(file), supercell)
     atoms.calc = common.make_calculator(model, head, dtype, device, backend)
     try:
@@ -69,12 +69,13 @@ def md(
         raise typer.Exit(common.INTERRUPTED)
 
 
-def _keep_run(trajectory: Path) -> None:
-    """Raise InputError if there is a trajectory: it may be the work of days."""
+def _keep_run(*files: Path) -> None:
+    """Raise InputError if one of the files is there: it may be the work of days."""
     from ase.calculators.calculator import InputError
 
-    if trajectory.exists():
-        raise InputError(f"{trajectory} of an earlier run is there; choose another --output, or remove the file")
+    for file in files:
+        if file.exists():
+            raise InputError(f"{file} exists already; choose another --output, or move what an earlier run left")
 
 
 def md_and_show(atoms: Atoms, settings: MDSettings, prefix: str | Path) -> MDSummary:

@@ -85,7 +85,7 @@ NEQUIP = {
     "avg_num_neighbors": 38.0,
 }
 OURS = ("ours, numba", "ours, eager")
-CUBES = (8, 64, 216, 1000, 2744, 10648)
+CUBES = (8, 64, 216, 1000, 2744, 10648, 97336)
 CASES = {
     "silicon": Case(
         "MACE 128x0e, l_max 3, ν 3, 6 Å, bulk Si", MACE, silicon, (216,), (*OURS, "mace-torch", "symmetrix-xl"), "mace"

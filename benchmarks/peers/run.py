@@ -108,8 +108,14 @@ def store(folder: Path, name: str, entry: dict) -> None:
     results[name] = dict(sorted(sizes.items(), key=lambda item: int(item[0])))
     file.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     (folder / "peers.md").write_text(tables(results))
-    (folder / "peers_brief.md").write_text(brief(results))
+    (folder / "peers_brief.md").write_text(brief(headlines(results)))
     draw(results, folder / "peers_scaling.png")
+
+
+def headlines(results: dict) -> list[dict]:
+    """The entries of cases that are about one size."""
+    single = {name: str(*case.sizes) for name, case in CASES.items() if len(case.sizes) == 1}
+    return [results[name][size] for name, size in single.items() if size in results.get(name, {})]
 
 
 def processor() -> str:

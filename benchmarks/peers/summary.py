@@ -38,14 +38,14 @@ def tables(results: dict) -> str:
     return "\n".join(parts)
 
 
-def brief(results: dict) -> str:
-    """One line per case of a single size: how many times slower than the first side the other programs are."""
+def brief(entries: list[dict]) -> str:
+    """One line per entry: how many times slower than the first side the other programs are."""
     lines = ["| model and structure | atoms | ours, ms per step | times slower, median (range) |", "|" + " --- |" * 4]
-    for entry in (entry for sizes in results.values() if len(sizes) == 1 for entry in sizes.values()):
+    for entry in entries:
         (_, ours), *others = entry["sides"].items()
         peers = [(side, row) for side, row in others if not side.startswith("ours")]
         slower = [f"{side} {row['failed'] if 'failed' in row else spread(row)}" for side, row in peers]
-        lines.append(f"| {entry['what']} | {entry['atoms']} | {ours['ms']:#.3g} | {', '.join(slower)} |")
+        lines.append(f"| {entry['what']} | {entry['atoms']} | {ours['ms']:#.3g} | {'; '.join(slower)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -78,7 +78,8 @@ def about(entry: dict) -> str:
     pairs = {pair for row in entry["sides"].values() for pair in row.get("versions", {}).items()}
     programs = ", ".join(" ".join(pair) for pair in sorted(pairs))
     return (
-        f"{entry['threads']} threads of {machine['processor']}, sgemm {machine['sgemm_GFLOP_per_s']} GFLOP/s, "
+        f"{entry['atoms']} atoms, {entry['turns']} turns: {entry['threads']} threads of {machine['processor']}, "
+        f"sgemm {machine['sgemm_GFLOP_per_s']} GFLOP/s, "
         f"copy {machine['copy_GB_per_s']} GB/s; {entry['memory_limit_GiB']:g} GiB per process; {programs}.  "
     )
 
