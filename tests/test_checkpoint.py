@@ -292,10 +292,13 @@ def test_names_resolve_to_shipped_files_and_typos_get_a_hint(path, tmp_path, mon
 
 
 def test_every_shipped_model_loads_and_proves_itself():
+    proven = set()
     for name in available_models():
         errors = verify_golden(load_potential(name).astype(torch.float64))
-        assert set(errors) == {"energy", "forces", "stress"}
+        assert set(errors) >= {"energy", "forces"}
         assert max(errors.values()) < 1e-7
+        proven.update(errors)
+    assert "stress" in proven  # of those whose structures have a volume
 
 
 def test_golden_structures_prove_a_good_model_and_expose_a_changed_one(potential):

@@ -45,7 +45,7 @@ def start(potential):
     """A backend as in a new process, and the edge vectors it sees."""
     compilation._load.cache_clear()
     made = backend.Numba(potential, CPU)
-    run = made._prepare(from_atoms(bulk("Cu"), potential.atomic_numbers, potential.cutoff), True, {})
+    run = made._prepare(from_atoms(bulk("Cu"), potential.atomic_numbers, potential.cutoff), True, {}, [(0, 1)])
     made.geometry.forward(run, 0, 1)
     return made, run.harmonics
 
