@@ -1,6 +1,7 @@
 """The comparison with other programs, without any of them: agreement, limits, failures and the table."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, save_potential
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "peers"))
+PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
+RESULTS = PEERS.parent / "results"
+sys.path.append(str(PEERS))
 import turns  # noqa: E402
 from cases import CASES, silicon, water  # noqa: E402
 from environments import PACKAGES, NotInstalledError  # noqa: E402
@@ -93,6 +96,14 @@ def test_a_process_that_needs_more_than_its_share_is_out_of_memory(model, settin
     starved.start()
     starved.end()
     assert starved.failed == "out of memory"
+
+
+def test_stored_tables_are_those_of_the_stored_results():
+    results = json.loads((RESULTS / "peers.json").read_text())
+    headlines = runpy.run_path(str(PEERS / "run.py"))["headlines"](results)
+    assert (RESULTS / "peers.md").read_text() == tables(results)
+    assert (RESULTS / "peers_brief.md").read_text() == brief(headlines)
+    assert len(headlines) == len(CASES) - 1  # all but the one over sizes
 
 
 def test_every_case_is_whole():
