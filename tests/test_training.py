@@ -332,9 +332,21 @@ def test_run_can_start_from_a_model_file(sets):
         quietly(write_config(sets, **{**again, "output": "other"}))
 
 
-def test_time_budget_stops_after_an_epoch(sets):
-    quietly(write_config(sets, run={"max_epochs": 50, "max_minutes": 1e-6}))
-    assert len(log_of(sets)) == 1
+def test_time_budget_stops_after_an_epoch_and_for_good(sets):
+    for _ in range(2):
+        quietly(write_config(sets, run={"max_epochs": 50, "max_minutes": 1e-6}))
+        assert len(log_of(sets)) == 1
+    quietly(write_config(sets, run={"max_epochs": 2}))
+    assert len(log_of(sets)) == 2
+
+
+def test_cosine_schedule_follows_the_time_where_that_ends_sooner(sets):
+    cosine = {"lr": 0.01, "schedule": "cosine"}
+    quietly(write_config(sets, optimizer=cosine, run={"max_epochs": 1000, "max_minutes": 0.02}))
+    log = log_of(sets)
+    spent = sum(row["seconds"] for row in log[:-1]) / 1.2
+    assert log[-1]["lr"] == pytest.approx(0.005 * (1 + math.cos(math.pi * spent)))
+    assert 0 < spent < 1
 
 
 def test_interrupt_leaves_the_best_model_and_says_so(sets, monkeypatch):
@@ -380,7 +392,7 @@ def test_averaged_weights_are_an_exponential_moving_average():
     expected = module.weight.detach().clone()
     for step in (1, 2, 500):
         module.weight.data += 1.0
-        follow(average, module, step, 0.9)
+        follow(average, module, torch.tensor(float(step)), 0.9)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * module.weight.detach()
     assert torch.allclose(average.weight, expected, atol=1e-6)

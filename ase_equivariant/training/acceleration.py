@@ -1,8 +1,8 @@
-"""A faster twin of a potential for training steps on a CPU: same weights, fused kernels, tabulated radial networks.
+"""A faster twin of a potential for training: same weights, other bricks.
 
-Tables are for float32 only, and for networks of a basis without weights: what a table starts from must not change, so
+On a CPU: fused kernels and tabulated radial networks. Tables are for float32 only, and for networks of a basis without weights: what a table starts from must not change, so
 trained frequencies and radial functions that are no network are evaluated as they are. Validation and the written model
-use the radial networks themselves.
+use the radial networks themselves. On a GPU: bricks that never wait for the CPU, so that CUDA graphs can hold them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import copy
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ase_equivariant.nn.contraction import Extension
 from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.fused import FusedConvolution
 from ase_equivariant.nn.fused_products import FusedExtension
+from ase_equivariant.nn.linear import SpeciesDense
 from ase_equivariant.nn.radial import RadialMLP
 from ase_equivariant.nn.tabulated import Knots, TabulatedMLP
 from ase_equivariant.potential import Potential
@@ -32,6 +34,31 @@ def accelerated(potential: Potential) -> Potential:
         twin.architecture.radial = Knots(basis)
         _replace(twin, {RadialMLP: lambda mlp: TabulatedMLP(mlp, basis)})
     return twin
+
+
+def capturable(potential: Potential) -> Potential:
+    """A copy that shares every parameter tensor, for CUDA graphs."""
+    return make_capturable(copy.deepcopy(potential, {id(parameter): parameter for parameter in potential.parameters()}))
+
+
+def make_capturable(module: torch.nn.Module) -> torch.nn.Module:
+    """Replace bricks whose arrays depend on the values of others, in place."""
+    _replace(module, {SpeciesDense: WholeSpeciesDense})
+    return module
+
+
+class WholeSpeciesDense(torch.nn.Module):
+    """The `SpeciesDense` it is made from as one matrix product of (x_i in the columns of its species, zero elsewhere)."""
+
+    def __init__(self, dense: SpeciesDense):
+        super().__init__()
+        self.weight, self.norm = dense.weight, dense.norm
+
+    def forward(self, x: Tensor, species: Tensor) -> Tensor:
+        weight = self.weight * self.norm
+        own = (species.unsqueeze(1) == torch.arange(len(weight), device=species.device)).to(x.dtype)
+        own = own.view(len(species), *[1] * (x.ndim - 2), len(weight), 1)
+        return torch.matmul((x.unsqueeze(-2) * own).flatten(-2), weight.flatten(0, 1))
 
 
 def fuse(module: torch.nn.Module) -> torch.nn.Module:

@@ -137,7 +137,8 @@ class OptimizerConfig:
     ema : decay of the averaged weights that are validated and written
     clip_grad : largest norm of the gradient
     schedule : "plateau": lr is multiplied by `factor` after `patience` epochs without a better validation loss;
-        "cosine": lr falls to zero over `max_epochs`, better where the time to train is given
+        "cosine": lr falls to zero over `max_epochs`, or `max_minutes` where they end sooner; better where the time to
+        train is given
     """
 
     algorithm: Literal["adam", "soap"] = "adam"

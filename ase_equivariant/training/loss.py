@@ -17,6 +17,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant.derivatives import Prediction
+from ase_equivariant.graph import Graph
 from ase_equivariant.training.config import LossConfig
 from ase_equivariant.training.data import Batch
 
@@ -32,6 +33,9 @@ class Residuals:
     species: Tensor | None = None  # [n_nodes], of the forces
     stress: Tensor | None = None  # [n_graphs, 3, 3] eV/Å³
     stress_weights: Tensor | None = None  # [n_graphs]
+
+
+OF_NODES = ("forces", "forces_weights", "species")
 
 
 def residuals(prediction: Prediction, batch: Batch) -> Residuals:
@@ -56,12 +60,18 @@ def join(parts: list[Residuals]) -> Residuals:
     return Residuals(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
 
 
+def cut(r: Residuals, graph: Graph) -> Residuals:
+    """Copies of the first rows: those of a graph's structures and nodes."""
+    counts = {name: graph.n_nodes if name in OF_NODES else graph.n_graphs for name in vars(r)}
+    return Residuals(**{name: None if x is None else x[: counts[name]].clone() for name, x in vars(r).items()})
+
+
 class Loss:
     """The scalar to minimise, for a model of these `atomic_numbers`; the formula is at the head of this module."""
 
     def __init__(self, config: LossConfig, atomic_numbers: Sequence[int]):
         factors = [config.forces_factors.get(chemical_symbols[z], 1.0) for z in atomic_numbers]
-        self.factors = torch.tensor(factors, dtype=torch.float64)
+        self.factors = {torch.device("cpu"): torch.tensor(factors, dtype=torch.float64)}
         self.weights = {"energy": config.energy, "forces": config.forces, "stress": config.stress}
         self.delta = config.huber_delta
         self.needs_gradient = config.forces > 0 or config.stress > 0
@@ -76,7 +86,10 @@ class Loss:
 
     def scaled(self, r: Residuals) -> Tensor:
         """Each atom's force residual times its element's factor."""
-        return r.forces * self.factors.to(r.forces.device)[r.species].unsqueeze(1)
+        device = r.forces.device
+        if device not in self.factors:  # kept, since a CUDA graph cannot fetch them
+            self.factors[device] = self.factors[torch.device("cpu")].to(device)
+        return r.forces * self.factors[device][r.species].unsqueeze(1)
 
     def mean(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weighted mean of φ over the first axis and plain mean over the others."""
@@ -110,6 +123,5 @@ def errors(r: Residuals) -> dict[str, float]:
 
 def select(r: Residuals, graphs: Tensor, nodes: Tensor) -> Residuals:
     """The residuals of some graphs and some nodes, given as masks."""
-    of_nodes = ("forces", "forces_weights", "species")
-    masks = {f.name: nodes if f.name in of_nodes else graphs for f in fields(Residuals)}
+    masks = {f.name: nodes if f.name in OF_NODES else graphs for f in fields(Residuals)}
     return Residuals(**{k: None if getattr(r, k) is None else getattr(r, k)[mask] for k, mask in masks.items()})

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ase_equivariant.derivatives import predict
 from ase_equivariant.potential import Potential
-from ase_equivariant.training.acceleration import accelerated, fuse
+from ase_equivariant.training.acceleration import accelerated, capturable, fuse, make_capturable
+from ase_equivariant.training.capture import Captured
 from ase_equivariant.training.config import OptimizerConfig
 from ase_equivariant.training.data import Batch
-from ase_equivariant.training.loss import Loss, Residuals, join, residuals
+from ase_equivariant.training.loss import Loss, Residuals, cut, join, residuals
 
 MAX_PRECONDITIONED = 256  # longer axes of a weight keep their basis: an eigenbasis costs the cube of the length
 
@@ -27,26 +28,24 @@ class TrainingModule(lightning.LightningModule):
     """A Potential, its exponential moving average, and how to improve it.
 
     The average is a second Potential: it is validated and written, travels between devices, and lies in the checkpoint.
+    On a GPU, steps and validation are recorded as CUDA graphs.
     """
 
-    def __init__(self, potential: Potential, loss: Loss, config: OptimizerConfig, max_epochs: int):
+    def __init__(self, potential: Potential, loss: Loss, config: OptimizerConfig, batch_size: int):
         super().__init__()
+        self.automatic_optimization = False  # a step is one function, so that it can be recorded
         self.potential = potential.train()
         self.twin = [potential]  # what a training step evaluates; in a list, as it adds no weights to the checkpoint
         self.average = copy.deepcopy(potential).requires_grad_(False)
         self.loss = loss
         self.config = config
-        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
         self.train_loss = torch.zeros(2, dtype=torch.float64)  # sum and number of steps of this epoch
         self.validation: Residuals | None = None  # of the last validation
         self.parts: list[Residuals] = []
         self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         self.plateau_state: dict | None = None
-
-    def setup(self, stage: str) -> None:
-        if self.trainer.strategy.root_device.type == "cpu":
-            self.twin = [accelerated(self.potential)]
-            fuse(self.average)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         contraction = [p for name, p in self.potential.named_parameters() if ".contraction" in name]
@@ -54,49 +53,102 @@ class TrainingModule(lightning.LightningModule):
         others = [p for p in self.potential.parameters() if id(p) not in decayed]
         groups = [{"params": others}, {"params": contraction, "weight_decay": self.config.weight_decay}]
         groups = [group for group in groups if group["params"]]
-        optimizer = make_optimizer(groups, self.config)
+        optimizer = make_optimizer(groups, self.config, self.on_gpu)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, patience=self.config.patience, factor=self.config.factor
         )
         return optimizer
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers(use_pl_optimizer=False)
+
     def on_train_start(self) -> None:
         if self.plateau_state is not None:
             self.plateau.load_state_dict(self.plateau_state)
+        self.train_loss = self.train_loss.to(self.device)
+        self.improve, self.validate = self._improve, self._validate
+        if not self.on_gpu:
+            self.twin = [accelerated(self.potential)]
+            fuse(self.average)
+            return
+        self.twin = [capturable(self.potential)]
+        make_capturable(self.average)
+        self._set_lr(self.lr)
+        sizes = self.batch_size, self.potential.cutoff, self.device
+        self.validate = Captured(self._validate, *sizes)
+        if self.config.algorithm == "adam":
+            self.improve = Captured(self._improve, *sizes)
+        else:  # decides on the CPU what a step does
+            gradient = Captured(self._gradient, *sizes)
+            self.improve = lambda batch: self._update(gradient(batch))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
+        """Stays on the CPU: what is recorded brings its batch along."""
+        return batch
 
     def on_train_epoch_start(self) -> None:
-        self.train_loss = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.train_loss.zero_()
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Batch, index: int) -> None:
+        self.improve(batch)
+
+    def _improve(self, batch: Batch) -> None:
+        self._update(self._gradient(batch))
+
+    def _gradient(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Of the loss, with respect to each parameter."""
         prediction = predict(self.twin[0], batch.graph, self.loss.needs_gradient, create_graph=True)
         loss = self.loss(residuals(prediction, batch))
-        self.train_loss[0] += loss.detach()
-        self.train_loss[1] += 1
-        return loss
+        self.train_loss += torch.stack([loss.detach(), torch.ones_like(loss)])
+        return torch.autograd.grad(loss, list(self.potential.parameters()), materialize_grads=True)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        follow(self.average, self.potential, self.trainer.global_step, self.config.ema)
+    def _update(self, gradient: tuple[Tensor, ...]) -> None:
+        """Of the weights, by a gradient, and of their average."""
+        parameters = list(self.potential.parameters())
+        for parameter, values in zip(parameters, gradient, strict=True):
+            parameter.grad = values
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+        self.optimizer.step()
+        self.steps += 1
+        follow(self.average, self.potential, self.steps, self.config.ema)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         with torch.enable_grad():  # forces are gradients
-            self.parts.append(residuals(predict(self.average, batch.graph), batch))
+            self.parts.append(cut(self.validate(batch), batch.graph))
+
+    def _validate(self, batch: Batch) -> Residuals:
+        return residuals(predict(self.average, batch.graph), batch)
 
     def on_validation_epoch_end(self) -> None:
         self.validation = join(self.parts)
         self.parts = []
 
-    def schedule(self, valid_loss: float, epochs_done: int) -> None:
-        """Set the learning rate of the next epoch."""
+    def schedule(self, valid_loss: float, share: float) -> None:
+        """Set the learning rate of the next epoch; `share` of the run is done."""
         if self.config.schedule == "plateau":
             self.plateau.step(valid_loss)
-            return
-        share = min(epochs_done / self.max_epochs, 1.0)
-        for group in self.optimizers().param_groups:
-            group["lr"] = 0.5 * self.config.lr * (1 + math.cos(math.pi * share))
+            self._set_lr(self.lr)
+        else:
+            self._set_lr(0.5 * self.config.lr * (1 + math.cos(math.pi * share)))
 
     @property
     def lr(self) -> float:
-        return self.optimizers().param_groups[0]["lr"]
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _set_lr(self, lr: float) -> None:
+        """What is recorded reads the learning rate from the GPU's memory."""
+        for group in self.optimizer.param_groups:
+            if not (self.on_gpu and self.config.algorithm == "adam"):
+                group["lr"] = lr
+            elif isinstance(group["lr"], Tensor) and group["lr"].device == self.device:
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = torch.tensor(lr, device=self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["plateau"] = self.plateau.state_dict()
@@ -105,18 +157,21 @@ class TrainingModule(lightning.LightningModule):
         self.plateau_state = checkpoint["plateau"]
 
 
-def make_optimizer(groups: list[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of some groups of parameters."""
+def make_optimizer(groups: list[dict], config: OptimizerConfig, capturable: bool = False) -> torch.optim.Optimizer:
+    """The optimizer of some groups of parameters; `capturable` keeps what Adam needs on the GPU."""
     if config.algorithm == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, amsgrad=config.amsgrad, fused=True)
+        return torch.optim.Adam(groups, lr=config.lr, amsgrad=config.amsgrad, fused=True, capturable=capturable)
     from pytorch_optimizer import SOAP  # loads a hundred optimizers
 
     groups = [{"weight_decay": 0.0, **group} for group in groups]
     return SOAP(groups, lr=config.lr, max_precondition_dim=MAX_PRECONDITIONED)
 
 
-def follow(average: torch.nn.Module, module: torch.nn.Module, step: int, decay: float) -> None:
+def follow(average: torch.nn.Module, module: torch.nn.Module, steps: Tensor, decay: float) -> None:
     """Move averaged weights towards the weights; early in training faster, so that they forget where they began."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
+    weight = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), weight)
+        averages = list(average.parameters())
+        way = torch._foreach_sub(list(module.parameters()), averages)
+        torch._foreach_mul_(way, weight)
+        torch._foreach_add_(averages, way)

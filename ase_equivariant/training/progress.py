@@ -78,7 +78,15 @@ class Bookkeeper(lightning.Callback):
         """Time spent on finished epochs."""
         return sum(record["seconds"] for record in self.history)
 
+    def share_done(self, max_epochs: int) -> float:
+        """How much of its epochs, or of its time where that ends sooner, the run has behind it."""
+        shares = [len(self.history) / max_epochs]
+        if self.max_minutes is not None:
+            shares.append(self.seconds / (60 * self.max_minutes))
+        return min(max(shares), 1.0)
+
     def on_train_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        trainer.should_stop = self.share_done(trainer.max_epochs) == 1  # resumed, and nothing is left
         self.print_cells([title for title, _ in COLUMNS], style="bold")
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
@@ -99,17 +107,17 @@ class Bookkeeper(lightning.Callback):
             raise CalculationFailed(f"training diverged: the loss of epoch {epoch} is {valid_loss}; lower optimizer.lr")
         record = {"epoch": epoch, "lr": module.lr, "train_loss": (module.train_loss[0] / module.train_loss[1]).item()}
         record |= {"valid_loss": valid_loss, "best": valid_loss < self.best, "valid": errors}
-        module.schedule(valid_loss, epoch + 1)
         record["seconds"] = time.perf_counter() - self.started
         self.history.append(record)
+        share = self.share_done(trainer.max_epochs)
+        module.schedule(valid_loss, share)
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_atomically(lines.encode(), self.folder / "log.jsonl")
         if record["best"]:
             self.best = valid_loss
             self.write_model(module, record)
         trainer.save_checkpoint(self.folder / "last.ckpt")
-        out_of_time = self.max_minutes is not None and self.seconds >= 60 * self.max_minutes
-        trainer.should_stop = trainer.should_stop or out_of_time
+        trainer.should_stop = trainer.should_stop or share == 1
         self.print_line(record, trainer.max_epochs)
 
     def print_line(self, record: dict, max_epochs: int) -> None:

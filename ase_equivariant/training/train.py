@@ -130,7 +130,7 @@ def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder
         module.average.metadata.update(describe_model(config, raw, sets, module.average, record))
         save_potential(module.average, folder / f"{config.name}.safetensors")
 
-    module = TrainingModule(potential, loss, config.optimizer, config.run.max_epochs)
+    module = TrainingModule(potential, loss, config.optimizer, config.data.batch_size)
     identity = identify(raw)
     books = Bookkeeper(folder, assessor, write_model, identity, config.run.max_minutes, console)
     last = folder / "last.ckpt"
@@ -141,7 +141,6 @@ def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder
             accelerator=available(config.run.accelerator),
             devices=1,
             max_epochs=config.run.max_epochs,
-            gradient_clip_val=config.optimizer.clip_grad,
             callbacks=[books],
             plugins=[AtomicCheckpoints()],
             default_root_dir=folder,
