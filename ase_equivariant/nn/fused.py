@@ -1,4 +1,4 @@
-"""The equivariant convolution on a CPU without materialised messages, differentiable twice, for training.
+"""The equivariant convolution without materialised messages, differentiable twice, for training.
 
 The convolution is the derivative with respect to g of one scalar that is linear in each of its four arguments,
 
@@ -6,7 +6,8 @@ The convolution is the derivative with respect to g of one scalar that is linear
 
 so its gradients, and their gradients, are again derivatives of F. Three kernels serve them all: by receiver (∂F/∂g), by
 sender (∂F/∂h) and by edge (∂F/∂Y, ∂F/∂R). Their source is generated per convolution, with every coupling unrolled, and
-compiled by numba. Each output row is written by one thread, so results do not depend on the number of threads.
+compiled by numba, or for GPUs by Triton (`fused_triton`). Each output row is written by one thread, so results do not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ from ase_equivariant.nn.threads import run_rows
 
 
 class FusedConvolution(torch.nn.Module):
-    """Same arguments and results as the `Convolution` it is made from; edges must be sorted by receiver."""
+    """Same arguments and results as the `Convolution` it is made from; edges must be sorted by receiver.
 
-    def __init__(self, convolution: Convolution):
+    `kernels` is the class of the kernels, `NumbaKernels` by default.
+    """
+
+    def __init__(self, convolution: Convolution, kernels: type | None = None):
         super().__init__()
         self.irreps_out = convolution.irreps_out
-        self.kernels = _Kernels(convolution)
+        self.kernels = (kernels or NumbaKernels)(convolution)
 
     def forward(
         self, node_feats: list[Tensor], edge_attrs: Tensor, weights: Tensor, senders: Tensor, receivers: Tensor
     ) -> list[Tensor]:
         n_nodes = node_feats[0].shape[0]
         flat = torch.cat([block.flatten(1) for block in node_feats], 1)
-        topology = _Topology(senders.numpy(), receivers.numpy(), n_nodes)
+        topology = self.kernels.topology(senders, receivers, n_nodes)
         out = _Convolve.apply(flat, edge_attrs, weights, self.kernels, topology)
         sizes = [mul * ir.dim for mul, ir in self.irreps_out]
         return [b.unflatten(1, (ir.dim, mul)) for b, (mul, ir) in zip(out.split(sizes, 1), self.irreps_out)]
@@ -98,14 +102,18 @@ class _Topology:
         self.order = np.argsort(senders, kind="stable")
 
 
-class _Kernels:
-    """The compiled kernels of one convolution; each call adds the terms it is given."""
+class NumbaKernels:
+    """The compiled kernels of one convolution on a CPU; each call adds the terms it is given."""
 
     def __init__(self, convolution: Convolution):
         couplings = convolution.couplings.double().numpy()
         self.paths = paths_of(convolution, couplings)
         self.coefficients = np.array([entry[-1] for path in self.paths for entry in path.entries])
         self.shapes = {"in": sum(convolution.blocks_in), "out": convolution.irreps_out.dim}
+
+    @staticmethod
+    def topology(senders: Tensor, receivers: Tensor, n_nodes: int) -> _Topology:
+        return _Topology(senders.numpy(), receivers.numpy(), n_nodes)
 
     def by_receiver(self, topology: _Topology, terms: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """Σ over terms (h, Y, R) of ∂F/∂g, [n_nodes, width of the result]."""
@@ -166,7 +174,7 @@ def paths_of(convolution: Convolution, couplings: np.ndarray) -> tuple[Path, ...
     ):
         dense = couplings[:, column : column + dim_out * dim_in].reshape(-1, dim_out, dim_in)
         nonzero = sorted(zip(*np.nonzero(dense)), key=lambda t: t[1:])
-        entries = tuple((m3, m1, m2, dense[m2, m3, m1]) for m2, m3, m1 in nonzero)
+        entries = tuple((int(m3), int(m1), int(m2), float(dense[m2, m3, m1])) for m2, m3, m1 in nonzero)
         start_out = starts_out[target] + filled[target]
         paths.append(
             Path(width, int(starts_in[source]), start_out, convolution.irreps_out[target].mul, weight, entries)

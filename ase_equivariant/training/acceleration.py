@@ -1,13 +1,16 @@
 """A faster twin of a potential for training: same weights, other bricks.
 
-On a CPU: fused kernels and tabulated radial networks. Tables are for float32 only, and for networks of a basis without weights: what a table starts from must not change, so
-trained frequencies and radial functions that are no network are evaluated as they are. Validation and the written model
-use the radial networks themselves. On a GPU: bricks that never wait for the CPU, so that CUDA graphs can hold them.
+On a CPU: fused kernels and tabulated radial networks. Tables are for float32 only, and for networks of a basis without
+weights: what a table starts from must not change, so trained frequencies and radial functions that are no network are
+evaluated as they are. Validation and the written model use the radial networks themselves.
+
+On a GPU: bricks that never wait for the CPU, so that CUDA graphs can hold them, and fused kernels if Triton is there.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -43,12 +46,17 @@ def capturable(potential: Potential) -> Potential:
 
 def make_capturable(module: torch.nn.Module) -> torch.nn.Module:
     """Replace bricks whose arrays depend on the values of others, in place."""
-    _replace(module, {SpeciesDense: WholeSpeciesDense})
+    replacements = {SpeciesDense: WholeSpeciesDense}
+    if next(module.parameters()).is_cuda and importlib.util.find_spec("triton"):
+        from ase_equivariant.nn.fused_triton import TritonKernels  # asks for a GPU
+
+        replacements[Convolution] = lambda convolution: FusedConvolution(convolution, TritonKernels)
+    _replace(module, replacements)
     return module
 
 
 class WholeSpeciesDense(torch.nn.Module):
-    """The `SpeciesDense` it is made from as one matrix product of (x_i in the columns of its species, zero elsewhere)."""
+    """The `SpeciesDense` it is made from as one matrix product: of x_i in its species' columns and zero in others."""
 
     def __init__(self, dense: SpeciesDense):
         super().__init__()

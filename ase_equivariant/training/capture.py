@@ -1,8 +1,8 @@
 """A function of batches as CUDA graphs: recorded once for each size of batch, then replayed in one call.
 
 A step of a small batch is some thousand kernels of a few microseconds, which Python cannot start as fast as a GPU ends
-them. A graph needs arrays of fixed sizes, so batches are padded with one more structure, whose labels have no weight and
-whose edges are longer than the cutoff. All its arrays lie in one piece of memory, so that one copy brings a batch.
+them. A graph needs arrays of fixed sizes, so batches are padded with one more structure, whose labels have no weight
+and whose edges are longer than the cutoff. All arrays lie in one piece of memory, so that one copy brings a batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from ase_equivariant.graph import Graph
 from ase_equivariant.training.data import Batch
 
+ALIGNED = 32  # numbers, 256 bytes, as kernels are compiled for aligned arrays
 SPARE_NODES = 16  # one more node for so many, as padding edges are shared out among the padding nodes
 
 
@@ -107,14 +108,16 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 def flattened(batch: Batch) -> Tensor:
-    """The bits of all arrays, whose numbers are float64 or int64, one behind the other."""
-    return torch.cat([tensor.contiguous().view(torch.int64).flatten() for tensor in tensors_of(batch)])
+    """The bits of all arrays, whose numbers are float64 or int64, one behind the other at multiples of ALIGNED."""
+    flat = [tensor.contiguous().view(torch.int64).flatten() for tensor in tensors_of(batch)]
+    return torch.cat([torch.nn.functional.pad(part, (0, -len(part) % ALIGNED)) for part in flat])
 
 
 def viewed(memory: Tensor, like: Batch) -> Batch:
     """`memory`, which `flattened` has filled, as a batch."""
     tensors = tensors_of(like)
-    parts = memory.split([tensor.numel() for tensor in tensors])
-    views = iter([part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
+    parts = memory.split([tensor.numel() + -tensor.numel() % ALIGNED for tensor in tensors])
+    pairs = zip(parts, tensors, strict=True)
+    views = iter([part[: tensor.numel()].view(tensor.dtype).view(tensor.shape) for part, tensor in pairs])
     graph = Graph(**{f.name: next(views) for f in fields(Graph)})
     return replace(like, graph=graph, **{f.name: next(views) for f in fields(Batch) if f.name != "graph"})

@@ -108,6 +108,7 @@ class Bookkeeper(lightning.Callback):
         record = {"epoch": epoch, "lr": module.lr, "train_loss": (module.train_loss[0] / module.train_loss[1]).item()}
         record |= {"valid_loss": valid_loss, "best": valid_loss < self.best, "valid": errors}
         record["seconds"] = time.perf_counter() - self.started
+        record["device"] = torch.cuda.get_device_name(module.device) if module.on_gpu else "CPU"
         self.history.append(record)
         share = self.share_done(trainer.max_epochs)
         module.schedule(valid_loss, share)
