@@ -214,6 +214,7 @@ class EquivariantCalculator(Calculator):
     def _evaluate(self, forces: bool, stress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """Results and extras of the calculator's atoms, from one model call."""
         cell = self.atoms.cell
+        self._neighbors.unfiltered = getattr(self._backend, "keeps_edges", False)
         graph = self._graph(self.atoms, self._neighbors)
         has_volume = _has_volume(cell)
         if stress and not has_volume:

@@ -131,7 +131,7 @@ def from_atoms(
         species=torch.from_numpy(species),
         senders=torch.from_numpy(senders),
         receivers=torch.from_numpy(receivers),
-        shifts=torch.from_numpy(shifts.astype(np.float64)),
+        shifts=torch.from_numpy(shifts),
         batch=torch.zeros(len(positions), dtype=torch.int64),
         heads=torch.tensor([head]),
         attributes=torch.tensor(attribute_values(atoms, attributes), dtype=torch.int64).expand(len(positions), -1),

@@ -43,7 +43,7 @@ def neighbor_list(
     Returns
     -------
     senders, receivers : [n_edges] int64
-    shifts : [n_edges, 3] int64, whole numbers of lattice vectors
+    shifts : [n_edges, 3] float64, whole numbers of lattice vectors
     """
     return VerletList(cutoff, skin=0.0).update(positions, cell, pbc)
 
@@ -63,15 +63,18 @@ class VerletList:
     Parameters
     ----------
     cutoff, skin : Å
+    unfiltered : updates return all pairs that were searched, the very same arrays until the next search, for a backend
+        that keeps them on a GPU and leaves out by itself what is beyond the cutoff
     """
 
-    def __init__(self, cutoff: float, skin: float = 0.5):
+    def __init__(self, cutoff: float, skin: float = 0.5, unfiltered: bool = False):
         if not (0 < cutoff < np.inf and 0 <= skin < np.inf):
             raise ValueError(
                 f"cutoff is {cutoff} and skin is {skin}; the cutoff must be positive and the skin not negative"
             )
         self.cutoff = float(cutoff)
         self.skin = float(skin)
+        self.unfiltered = unfiltered
         self.n_rebuilds = 0
         self._reference: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
 
@@ -81,14 +84,18 @@ class VerletList:
         """Senders, receivers and shifts of this structure, as `neighbor_list` gives them."""
         if not self._is_complete(positions, cell, pbc):
             self._rebuild(positions, cell, pbc)
+        if self.unfiltered and self._closest > COINCIDENT:
+            return self._senders, self._receivers, self._shifts
         squared = self._squared_lengths(positions, cell)
         if squared.min(initial=np.inf) < COINCIDENT**2:
             self._refuse(squared)
+        if self.unfiltered:
+            return self._senders, self._receivers, self._shifts
         edges = np.flatnonzero((squared < self.cutoff**2).take(self._pair_of_edge))
         return self._senders.take(edges), self._receivers.take(edges), self._shifts.take(edges, axis=0)
 
     def _is_complete(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
-        """Whether every pair that is not a candidate is provably at or beyond the cutoff.
+        """Whether every pair that is not a candidate is provably at or beyond the cutoff; how close candidates may be.
 
         With a deformation F that takes the periodic vectors of the reference to the present ones and leaves the
         directions normal to them alone, each atom is at x = x₀ F + u, so a pair's vector is r = r₀ F + u_j − u_i and
@@ -105,6 +112,7 @@ class VerletList:
         motion -= motion.sum(axis=0) / max(len(motion), 1)  # a common drift brings no pair closer
         furthest = np.sqrt(np.square(motion).sum(axis=1).max(initial=0.0))
         shrinking = np.linalg.svd(deformation, compute_uv=False)[-1]
+        self._closest = shrinking * self._reference_closest - 2.0 * furthest
         return bool(shrinking * (self.cutoff + self.skin) - 2.0 * furthest >= self.cutoff)
 
     def _rebuild(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
@@ -114,10 +122,11 @@ class VerletList:
         self._pairs = i, j, shifts.T.astype(np.float64, order="C")
         senders, receivers, shifts = np.concatenate((i, j)), np.concatenate((j, i)), np.concatenate((shifts, -shifts))
         order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
-        self._senders, self._receivers, self._shifts = senders[order], receivers[order], shifts[order]
+        self._senders, self._receivers, self._shifts = senders[order], receivers[order], shifts[order].astype(float)
         self._pair_of_edge = order % max(len(i), 1)
         # Copies: MD moves the caller's arrays in place.
         self._reference = positions.copy(), cell.copy(), pbc.copy(), np.linalg.pinv(cell[pbc])
+        self._closest = self._reference_closest = self._squared_lengths(positions, cell).min(initial=np.inf) ** 0.5
         self.n_rebuilds += 1
 
     def _squared_lengths(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:

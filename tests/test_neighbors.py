@@ -35,8 +35,8 @@ def canonical(senders, receivers, shifts):
 
 
 def assert_same_edges(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == np.int64
+    for one, other, dtype in zip(found, expected, (np.int64, np.int64, np.float64), strict=True):
+        assert one.dtype == dtype
         np.testing.assert_array_equal(one, other)
 
 
@@ -256,6 +256,34 @@ def test_pairs_are_searched_again_when_pbc_changes():
     slab = verlet.update(positions, cell, np.array([True, True, False]))
     assert verlet.n_rebuilds == 2
     assert 0 < len(slab[0]) < len(periodic[0])
+
+
+def test_an_unfiltered_list_keeps_its_arrays_and_holds_the_same_edges_and_some_beyond_the_cutoff():
+    rng = np.random.default_rng(3)
+    positions, cell = crystal()
+    verlet = VerletList(4.0, skin=0.8, unfiltered=True)
+    first = verlet.update(positions, cell, PERIODIC)
+    positions = positions + rng.uniform(-0.1, 0.1, positions.shape)
+    again = verlet.update(positions, cell, PERIODIC)
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert verlet.n_rebuilds == 1
+    senders, receivers, shifts = again
+    lengths = np.linalg.norm(positions[receivers] - positions[senders] + shifts @ cell, axis=1)
+    assert_same_edges([array[lengths < 4.0] for array in again], neighbor_list(positions, cell, PERIODIC, 4.0))
+    assert (lengths > 4.0).any()
+    positions[0] += 1.0
+    assert verlet.update(positions, cell, PERIODIC)[0] is not senders
+
+
+@pytest.mark.parametrize("unfiltered", [True, False])
+def test_atoms_that_meet_between_two_searches_are_refused(unfiltered):
+    cell, verlet = np.zeros((3, 3)), VerletList(3.0, skin=2.0, unfiltered=unfiltered)
+    positions = np.array([[0.0, 0.0, 0.0], [0.6, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    verlet.update(positions, cell, MOLECULE)
+    verlet.update(positions + np.array([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), cell, MOLECULE)
+    with pytest.raises(CoincidentAtomsError, match="Atoms 0 and 1 are at one place"):
+        verlet.update(positions + np.array([[0.3, 0.0, 0.0], [-0.3, 0.0, 0.0], [0.0, 0.0, 0.0]]), cell, MOLECULE)
+    assert verlet.n_rebuilds == 1
 
 
 def test_positions_moved_in_place_are_noticed():
