@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import (
     CalculationFailed,
     Calculator,
+    CalculatorSetupError,
     InputError,
     PropertyNotImplementedError,
     all_changes,
@@ -244,6 +245,7 @@ class EquivariantCalculator(Calculator):
 
     def _predict(self, graph: Graph, forces: bool) -> Prediction:
         self.calls += 1
+        _require_usable(self._device)
         try:
             prediction = self._backend(graph, forces)
             self.parameters["backend"] = getattr(self._backend, "name", self.parameters["backend"])
@@ -317,7 +319,21 @@ def _find_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     allowed = ["auto", "cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
     _require("device", name, allowed, " on this machine")
-    return torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
+    _require_usable(device)
+    return device
+
+
+def _require_usable(device: torch.device) -> None:
+    """CUDA does not survive a fork."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:
+            raise CalculatorSetupError(
+                f"CUDA cannot be used in this process: {error}; start processes with "
+                "multiprocessing.get_context('spawn'), or use device='cpu'"
+            ) from error
 
 
 def _require(what: str, value: str, allowed, where: str = "") -> None:

@@ -89,6 +89,8 @@ def _measure(step: Callable[[], int], device: torch.device) -> tuple[int, float,
     for _ in range(REPEATS):
         start = time.perf_counter()
         edges = step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return edges, memory, min(seconds)
 

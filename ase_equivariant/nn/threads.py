@@ -7,12 +7,15 @@ changes a bit of the result.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import torch
 
+# Held while a CUDA graph is recorded: that waits for the whole GPU, which no other recording survives.
+RECORDING = threading.Lock()
 _SMALL = 64  # rows that are done before another thread has woken up
 
 

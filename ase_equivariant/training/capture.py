@@ -7,18 +7,28 @@ and whose edges are longer than the cutoff. All arrays lie in one piece of memor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ase_equivariant.graph import Graph
+from ase_equivariant.nn.threads import RECORDING
 from ase_equivariant.training.data import Batch
 
 ALIGNED = 32  # numbers, 256 bytes, as kernels are compiled for aligned arrays
 SPARE_NODES = 16  # one more node for so many, as padding edges are shared out among the padding nodes
+ROWS = {  # of which there is one for each node, edge or structure
+    "nodes": ("positions", "species", "batch", "attributes", "forces", "forces_weights"),
+    "edges": ("senders", "receivers", "shifts"),
+}
+KINDS = {name: kind for kind, names in ROWS.items() for name in names}
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass
@@ -41,58 +51,66 @@ class Captured:
 
     def __init__(self, function: Callable[[Batch], Any], n_graphs: int, cutoff: float, device: torch.device):
         self.function, self.n_graphs, self.cutoff, self.device = function, n_graphs, cutoff, device
-        self.recordings: dict[tuple, Recording] = {}
+        self.recordings: dict[Shapes, Recording] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Batch) -> Any:
-        batch = padded(batch, self.n_graphs, self.cutoff)
-        size = tuple(tensor.shape for tensor in tensors_of(batch))
-        content = flattened(batch).pin_memory()
-        known = self.recordings.get(size)
+        content, shapes = packed(batch, self.n_graphs, self.cutoff, pin_memory=True)
+        known = self.recordings.get(shapes)
         if known is None:
             memory = content.to(self.device)
-            self.recordings[size] = known = Recording(memory, viewed(memory, batch))
+            self.recordings[shapes] = known = Recording(memory, viewed(memory, shapes, batch))
             return self.function(known.batch)
         known.memory.copy_(content, non_blocking=True)
         if known.graph is None:
             known.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(known.graph, pool=self.pool, capture_error_mode="thread_local"):
+            with RECORDING, torch.cuda.graph(known.graph, pool=self.pool, capture_error_mode="thread_local"):
                 known.outputs = self.function(known.batch)
         known.graph.replay()
         return known.outputs
 
 
-def padded(batch: Batch, n_graphs: int, cutoff: float) -> Batch:
-    """The batch with `n_graphs` + 1 structures, the last one, or all that are missing, without labels.
+def packed(batch: Batch, n_graphs: int, cutoff: float, pin_memory: bool = False) -> tuple[Tensor, Shapes]:
+    """The bits of all arrays of a padded batch, int64 on the CPU, and the arrays' shapes.
 
-    Numbers of nodes and edges are rounded up to a few sizes.
+    It has `n_graphs` + 1 structures, the last one, or all that are missing, without labels. Numbers of nodes and edges
+    are rounded up to a few sizes.
     """
     graph = batch.graph
-    nodes = rounded(graph.n_nodes + 1 + graph.n_nodes // SPARE_NODES) - graph.n_nodes
-    edges = rounded(graph.n_edges) - graph.n_edges
-    graphs = n_graphs + 1 - graph.n_graphs
-    ends = graph.n_nodes + torch.arange(edges) * nodes // max(edges, 1)  # sorted, as receivers are
-    ghosts = Graph(
-        positions=torch.zeros((nodes, 3), dtype=torch.float64),
-        cell=(2.0 * cutoff * torch.eye(3, dtype=torch.float64)).expand(graphs, 3, 3),
-        species=torch.zeros(nodes, dtype=torch.int64),
-        senders=ends,
-        receivers=ends,
-        shifts=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).expand(edges, 3),
-        batch=torch.full((nodes,), n_graphs),
-        heads=torch.zeros(graphs, dtype=torch.int64),
-        attributes=torch.zeros((nodes, graph.attributes.shape[1]), dtype=torch.int64),
-    )
-    joined = Graph(**{f.name: torch.cat([getattr(graph, f.name), getattr(ghosts, f.name)]) for f in fields(Graph)})
-    labels = {}
-    for f in fields(Batch):
-        if f.name != "graph":
-            value = getattr(batch, f.name)
-            count = nodes if len(value) == graph.n_nodes and f.name.startswith("forces") else graphs
-            # divisors must not be zero
-            extra = torch.full((count, *value.shape[1:]), float(f.name in ("n_atoms", "volume")), dtype=value.dtype)
-            labels[f.name] = torch.cat([value, extra])
-    return Batch(graph=joined, **labels)
+    nodes = rounded(graph.n_nodes + 1 + graph.n_nodes // SPARE_NODES)
+    counts = {"nodes": nodes, "edges": rounded(graph.n_edges), "graphs": n_graphs + 1}
+    edges, spare = counts["edges"] - graph.n_edges, nodes - graph.n_nodes
+    ends = graph.n_nodes + np.arange(edges) * spare // max(edges, 1)  # sorted, as receivers are
+    filling = {"senders": ends, "receivers": ends, "shifts": [1.0, 0.0, 0.0], "cell": 2.0 * cutoff * np.eye(3)}
+    filling |= {"batch": n_graphs, "n_atoms": 1.0, "volume": 1.0}  # elsewhere zero
+    arrays = arrays_of(batch)
+    shapes = tuple((counts[KINDS.get(name, "graphs")], *array.shape[1:]) for name, array in arrays.items())
+    memory = torch.empty(sum(map(_room, shapes)), dtype=torch.int64, pin_memory=pin_memory)
+    content, start = memory.numpy(), 0
+    for (name, array), shape in zip(arrays.items(), shapes, strict=True):
+        values = array.numpy()
+        place = content[start : start + math.prod(shape)].view(values.dtype).reshape(shape)
+        place[: len(values)] = values
+        place[len(values) :] = filling.get(name, 0)
+        start += _room(shape)
+    return memory, shapes
+
+
+def viewed(memory: Tensor, shapes: Shapes, like: Batch) -> Batch:
+    """What `packed` gives as a batch, whose arrays are views of `memory`."""
+    parts = memory.split([_room(shape) for shape in shapes])
+    views = {
+        name: part[: math.prod(shape)].view(array.dtype).view(shape)
+        for (name, array), part, shape in zip(arrays_of(like).items(), parts, shapes, strict=True)
+    }
+    graph = Graph(**{f.name: views.pop(f.name) for f in fields(Graph)})
+    return Batch(graph=graph, **views)
+
+
+def arrays_of(batch: Batch) -> dict[str, Tensor]:
+    """All arrays of a batch in a fixed order; their numbers are float64 or int64."""
+    labels = {f.name: getattr(batch, f.name) for f in fields(Batch) if f.name != "graph"}
+    return {**{f.name: getattr(batch.graph, f.name) for f in fields(Graph)}, **labels}
 
 
 def rounded(n: int) -> int:
@@ -101,23 +119,5 @@ def rounded(n: int) -> int:
     return -(-n // step) * step
 
 
-def tensors_of(batch: Batch) -> list[Tensor]:
-    """All arrays of a batch, in a fixed order."""
-    labels = [getattr(batch, f.name) for f in fields(Batch) if f.name != "graph"]
-    return [*(getattr(batch.graph, f.name) for f in fields(Graph)), *labels]
-
-
-def flattened(batch: Batch) -> Tensor:
-    """The bits of all arrays, whose numbers are float64 or int64, one behind the other at multiples of ALIGNED."""
-    flat = [tensor.contiguous().view(torch.int64).flatten() for tensor in tensors_of(batch)]
-    return torch.cat([torch.nn.functional.pad(part, (0, -len(part) % ALIGNED)) for part in flat])
-
-
-def viewed(memory: Tensor, like: Batch) -> Batch:
-    """`memory`, which `flattened` has filled, as a batch."""
-    tensors = tensors_of(like)
-    parts = memory.split([tensor.numel() + -tensor.numel() % ALIGNED for tensor in tensors])
-    pairs = zip(parts, tensors, strict=True)
-    views = iter([part[: tensor.numel()].view(tensor.dtype).view(tensor.shape) for part, tensor in pairs])
-    graph = Graph(**{f.name: next(views) for f in fields(Graph)})
-    return replace(like, graph=graph, **{f.name: next(views) for f in fields(Batch) if f.name != "graph"})
+def _room(shape: tuple[int, ...]) -> int:
+    return -(-math.prod(shape) // ALIGNED) * ALIGNED

@@ -173,5 +173,5 @@ def follow(average: torch.nn.Module, module: torch.nn.Module, steps: Tensor, dec
     with torch.no_grad():
         averages = list(average.parameters())
         way = torch._foreach_sub(list(module.parameters()), averages)
-        torch._foreach_mul_(way, weight)
+        torch._foreach_mul_(way, weight.to(way[0].dtype))
         torch._foreach_add_(averages, way)

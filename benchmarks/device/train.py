@@ -3,8 +3,8 @@
     python benchmarks/device/train.py [--minutes M] SET:ARCHITECTURE [...]
 
 Small molecules leave most of a GPU idle, so each training runs in a thread with a stream of its own. Configurations,
-outputs and resumption are those of `accuracy/run.py`, which evaluates what was trained here. What a training prints is
-in console.txt of its output folder.
+outputs and resumption are those of `accuracy/run.py`, which evaluates what was trained here, also on another machine
+that has the output folder. What a training prints is in console.txt of that folder.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def run(name: str, args: argparse.Namespace, failed: list[str]) -> None:
     part, architecture, *frames = name.split(":")
     raw = configuration(part, architecture, args.data, int(frames[0]) if frames else None)
     raw["run"] |= {"accelerator": "gpu"} | ({"max_minutes": args.minutes} if args.minutes else {})
+    raw["data"].pop("test", None)  # `run.py` evaluates
     folder = CONFIGS / raw["output"]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "console.txt", "a", buffering=1) as file, torch.cuda.stream(torch.cuda.Stream()):
