@@ -55,6 +55,13 @@ def _undisturbed() -> Iterator[None]:
             if forked:
                 torch.set_num_threads(1)
             yield
+        except RuntimeError as error:
+            if "fork" not in str(error):
+                raise
+            raise CalculatorSetupError(
+                f"after a fork from a process that used a GPU, torch cannot go on: {error}; start processes with "
+                "multiprocessing.get_context('spawn')"
+            ) from error
         finally:
             if forked:
                 torch.set_num_threads(threads)
@@ -245,7 +252,7 @@ class EquivariantCalculator(Calculator):
 
     def _predict(self, graph: Graph, forces: bool) -> Prediction:
         self.calls += 1
-        _require_usable(self._device)
+        _wake(self._device)
         try:
             prediction = self._backend(graph, forces)
             self.parameters["backend"] = getattr(self._backend, "name", self.parameters["backend"])
@@ -320,20 +327,15 @@ def _find_device(name: str) -> torch.device:
     allowed = ["auto", "cpu", *["cuda"][:count], *(f"cuda:{i}" for i in range(count))]
     _require("device", name, allowed, " on this machine")
     device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
-    _require_usable(device)
+    _wake(device)
     return device
 
 
-def _require_usable(device: torch.device) -> None:
-    """CUDA does not survive a fork."""
+def _wake(device: torch.device) -> None:
+    """Let torch say now, and clearly, whether CUDA can be used in this process: it does not survive a fork."""
     if device.type == "cuda":
-        try:
-            torch.cuda.init()
-        except RuntimeError as error:
-            raise CalculatorSetupError(
-                f"CUDA cannot be used in this process: {error}; start processes with "
-                "multiprocessing.get_context('spawn'), or use device='cpu'"
-            ) from error
+        torch.cuda.init()
+
 
 
 def _require(what: str, value: str, allowed, where: str = "") -> None:

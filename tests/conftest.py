@@ -1,5 +1,6 @@
 """What several test files share: every registered architecture, tiny and in float64, and graphs for it."""
 
+import os
 from functools import cache
 
 import pytest
@@ -9,6 +10,10 @@ from tiny import TINY, tiny_potential
 
 from ase_equivariant import EquivariantCalculator, inference, save_potential
 from ase_equivariant.graph import concatenate, from_atoms
+
+# Tests are of the CPU on any machine, in their child processes too, but for those of `make test-cuda`.
+if os.environ.get("ASE_EQUIVARIANT_TEST_DEVICE") != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -276,15 +276,6 @@ def test_no_device_is_baked_into_an_exported_file(potential, path):
     assert error(numbers(found), eager(potential, atoms)) < 1e-10
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_a_file_exported_on_the_cpu_runs_on_cuda(potential, path):
-    module = load(path, map_location="cuda")
-    for atoms in STRUCTURES.values():
-        outputs = module(*[tensor.cuda() for tensor in inputs(potential, atoms)])
-        assert {tensor.device.type for tensor in outputs.values()} == {"cuda"}
-        assert error(numbers(outputs), eager(potential, atoms)) < 1e-8
-
-
 def test_a_device_that_is_not_there_is_refused(potential, tmp_path):
     with pytest.raises(InputError, match="cannot put the model on device 'gpu'.*map_location"):
         export(potential, tmp_path / "tiny.pt", device="gpu")

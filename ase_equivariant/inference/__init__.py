@@ -1,6 +1,7 @@
 """Backends: different ways to run the same potential.
 
-A backend is made by `Backend(potential, device)` and called as `backend(graph, forces) -> Prediction`.
+A backend is made by `Backend(potential, device)` and called as `backend(graph, forces) -> Prediction`. One that says
+`keeps_edges` also takes graphs with edges beyond the cutoff, and is faster where these are the same tensors as before.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ BACKENDS = {  # name -> module and class, imported when asked for
     "eager": ("ase_equivariant.inference.eager", "Eager"),
     "numba": ("ase_equivariant.inference.numba", "Numba"),
     "torchscript": ("ase_equivariant.inference.torchscript", "TorchScript"),
+    "triton": ("ase_equivariant.inference.triton", "Triton"),
 }
-FASTEST_FIRST = {"cpu": ("numba", "eager"), "cuda": ("torchscript", "eager")}
+FASTEST_FIRST = {"cpu": ("numba", "eager"), "cuda": ("triton", "torchscript", "eager")}
 
 
 def start(name: str, potential: Potential, device: torch.device, **options) -> Callable[[Graph, bool], Prediction]:

@@ -38,6 +38,11 @@ class Checked:
         self.tolerances = TOLERANCES[dtype]
         self._chosen: Backend | None = None
 
+    @property
+    def keeps_edges(self) -> bool:
+        """Whether edges beyond the cutoff may be in a graph now: the reference takes none."""
+        return self._chosen is self.fast and getattr(self.fast, "keeps_edges", False)
+
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
         if self._chosen is None and graph.n_edges > 0:
             self._chosen = self._choose(piece(graph, SAMPLE))
@@ -73,7 +78,7 @@ class Checked:
 def _errors(found: Prediction, expected: Prediction, sizes: Sequence[float]) -> list[float]:
     """Largest errors of node energies and forces, each over its size."""
     pairs = (found.node_energies, expected.node_energies), (found.forces, expected.forces)
-    return [float((a - b).abs().max()) / size for (a, b), size in zip(pairs, sizes, strict=True)]
+    return [float((a.cpu() - b.cpu()).abs().max()) / size for (a, b), size in zip(pairs, sizes, strict=True)]
 
 
 def _within(errors: Sequence[float], allowed: Sequence[float]) -> bool:

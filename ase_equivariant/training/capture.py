@@ -47,10 +47,13 @@ class Captured:
     The first batch of a size is computed directly, which sets up whatever is set up once, the second is recorded. So
     the function is called for each batch exactly once, and may change weights. Its outputs are overwritten by the next
     call; those of nodes, edges and structures have rows of the padding at the end.
+
+    `stream` is where it is recorded. Matrix products recorded on one stream share their workspace, so graphs that are
+    replayed at the same time, by different threads, must have been recorded on different ones.
     """
 
-    def __init__(self, function: Callable[[Batch], Any], n_graphs: int, cutoff: float, device: torch.device):
-        self.function, self.n_graphs, self.cutoff, self.device = function, n_graphs, cutoff, device
+    def __init__(self, function: Callable[[Batch], Any], n_graphs: int, cutoff: float, stream: torch.cuda.Stream):
+        self.function, self.n_graphs, self.cutoff, self.stream = function, n_graphs, cutoff, stream
         self.recordings: dict[Shapes, Recording] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -58,13 +61,14 @@ class Captured:
         content, shapes = packed(batch, self.n_graphs, self.cutoff, pin_memory=True)
         known = self.recordings.get(shapes)
         if known is None:
-            memory = content.to(self.device)
+            memory = content.to(self.stream.device)
             self.recordings[shapes] = known = Recording(memory, viewed(memory, shapes, batch))
             return self.function(known.batch)
         known.memory.copy_(content, non_blocking=True)
         if known.graph is None:
             known.graph = torch.cuda.CUDAGraph()
-            with RECORDING, torch.cuda.graph(known.graph, pool=self.pool, capture_error_mode="thread_local"):
+            where = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+            with RECORDING, torch.cuda.graph(known.graph, **where):
                 known.outputs = self.function(known.batch)
         known.graph.replay()
         return known.outputs

@@ -79,7 +79,7 @@ class TrainingModule(lightning.LightningModule):
         self.twin = [capturable(self.potential)]
         make_capturable(self.average)
         self._set_lr(self.lr)
-        sizes = self.batch_size, self.potential.cutoff, self.device
+        sizes = self.batch_size, self.potential.cutoff, torch.cuda.Stream(self.device)
         self.validate = Captured(self._validate, *sizes)
         if self.config.algorithm == "adam":
             self.improve = Captured(self._improve, *sizes)

@@ -14,7 +14,7 @@ from ase_equivariant.derivatives import Prediction
 from ase_equivariant.graph import Graph
 from ase_equivariant.inference import background
 from ase_equivariant.inference.lower import lower
-from ase_equivariant.inference.numba.compile import Compiler, warn
+from ase_equivariant.inference.numba.compile import Compiler
 from ase_equivariant.inference.numba.contract import ContractKernel
 from ase_equivariant.inference.numba.convolve import ConvolveKernel
 from ase_equivariant.inference.numba.geometry import HIGHEST, GeometryKernel
@@ -37,6 +37,7 @@ from ase_equivariant.inference.program import (
     Readout,
     Repel,
 )
+from ase_equivariant.inference.sources import warn
 from ase_equivariant.nn.threads import run_blocks
 from ase_equivariant.potential import Potential
 

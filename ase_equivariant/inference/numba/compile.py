@@ -9,18 +9,14 @@ compilation once more and nothing else.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import json
 import logging
 import platform
 import shutil
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numba
@@ -30,7 +26,8 @@ from llvmlite.binding import get_host_cpu_name
 
 from ase_equivariant import __version__
 from ase_equivariant.inference.numba import lanes
-from ase_equivariant.storage import cache_folder, keep, write_atomically
+from ase_equivariant.inference.sources import SOURCE, is_writable, load, place
+from ase_equivariant.storage import cache_folder, keep
 
 HEADER = """import numba
 import numpy as np
@@ -42,7 +39,7 @@ exact = numba.njit(nogil=True, error_model="numpy", fastmath={{"contract"}}, cac
 summing = numba.njit(nogil=True, error_model="numpy", fastmath={{"contract", "reassoc", "nsz"}}, cache={cache})
 inlined = numba.njit(error_model="numpy", fastmath={{"contract", "reassoc", "nsz"}}, inline="never")
 """
-SOURCE, SEAL = "kernels.py", "sealed.json"
+SEAL = "sealed.json"
 
 _log = logging.getLogger("ase_equivariant")
 
@@ -52,7 +49,7 @@ class Compiler:
 
     def __init__(self, dtype: np.dtype, on_disk: bool = True):
         self.dtype = np.dtype(dtype)
-        self.on_disk = on_disk and _is_writable(str(cache_folder("kernels")))
+        self.on_disk = on_disk and is_writable(str(cache_folder("kernels")))
         self.folders: list[Path] = []
 
     def __call__(self, source: str) -> dict[str, Callable]:
@@ -91,26 +88,6 @@ class Compiler:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@cache
-def _is_writable(folder: str) -> bool:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        warn(error)
-        return False
-    return True
-
-
-def warn(error: Exception) -> None:
-    warnings.warn(
-        f"kernels are compiled anew in each process, as their cache cannot be used: {type(error).__name__}: {error}; "
-        "ASE_EQUIVARIANT_CACHE names another folder",
-        stacklevel=2,
-    )
-
-
 @lru_cache(maxsize=1000)
 def _in_memory(source: str, dtype: str) -> dict[str, Callable]:
     namespace: dict = {"__name__": "ase_equivariant_kernels"}
@@ -124,18 +101,11 @@ def _load(source: str, dtype: str, folder: Path) -> tuple[Path, dict[str, Callab
     cpu = numba.config.CPU_NAME or get_host_cpu_name()
     versions = (__version__, numba.__version__, np.__version__, platform.python_version(), platform.machine(), cpu)
     versions += (inspect.getsource(lanes),)  # which becomes part of what is compiled
-    key = hashlib.sha256("\0".join((text, *versions)).encode()).hexdigest()[:24]
-    path = folder / key / SOURCE
+    path = place(text, versions, folder)
     if not _is_whole(path, text):
         _log.warning("kernels in %s are not what was written there and are compiled anew", path.parent)
         shutil.rmtree(path.parent, ignore_errors=True)
-    if not path.is_file():  # other processes may be writing the same one
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(text.encode(), path)
-    spec = importlib.util.spec_from_file_location(f"ase_equivariant_kernels_{key}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where numba's cache looks for it
-    spec.loader.exec_module(module)
-    return path.parent, vars(module)
+    return path.parent, load(text, path)
 
 
 def _is_whole(path: Path, text: str) -> bool:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ase_equivariant.inference.nested import Monomial, inside_out, outside_in, tree_of
 from ase_equivariant.inference.numba.compile import Compiler
 from ase_equivariant.inference.numba.run import Run
 from ase_equivariant.inference.program import Contract
 
 MOST = 100
-
-Monomial = tuple[int, ...]
-
 
 class ContractKernel:
     """Kernel of a `Contract`."""
@@ -50,19 +48,12 @@ def _lots(monomials: tuple[Monomial, ...]) -> list[list[int]]:
 
 
 def _source(monomials: tuple[Monomial, ...], channels: int) -> str:
-    tree, terms = {(): []}, {m: f"c[{t * channels} + k]" for t, m in enumerate(monomials)}
-    for monomial in monomials:
-        for n in range(len(monomial)):
-            prefix, longer = monomial[:n], monomial[: n + 1]
-            tree.setdefault(prefix, [])
-            tree.setdefault(longer, [])
-            if longer not in tree[prefix]:
-                tree[prefix].append(longer)
+    tree, terms = tree_of(monomials), {m: f"c[{t * channels} + k]" for t, m in enumerate(monomials)}
     factors = sorted({i for monomial in monomials for i in monomial})
     loads = [f"            a{i} = x[{i * channels} + k]" for i in factors]
-    sums = [f"            {line}" for line in _inside_out((), tree, terms)]
+    sums = [f"            {line}" for line in inside_out((), tree, terms)]
     gradient = [f"            d{i} = real(0.0)" for i in factors]
-    gradient += [f"            {line}" for line in _outside_in((), tree, terms)]
+    gradient += [f"            {line}" for line in outside_in((), tree, terms)]
     gradient += [f"            dx[{i * channels} + k] += d{i}" for i in factors]
     return "\n".join(
         [
@@ -86,30 +77,3 @@ def _source(monomials: tuple[Monomial, ...], channels: int) -> str:
             "",
         ]
     )
-
-
-def _name(letter: str, prefix: Monomial) -> str:
-    return letter + "_" + "_".join(map(str, prefix))
-
-
-def _sum(prefix: Monomial, tree: dict, terms: dict) -> str:
-    """What multiplies the factors of a prefix: a variable, or for the longest their coefficient."""
-    return _name("s", prefix) if tree[prefix] else terms[prefix]
-
-
-def _inside_out(prefix: Monomial, tree: dict, terms: dict) -> list[str]:
-    lines = [line for longer in tree[prefix] if tree[longer] for line in _inside_out(longer, tree, terms)]
-    parts = [terms[prefix]] if prefix in terms else []
-    parts += [f"a{longer[-1]} * {_sum(longer, tree, terms)}" for longer in tree[prefix]]
-    return [*lines, f"{_name('s', prefix)} = {' + '.join(parts)}"]
-
-
-def _outside_in(prefix: Monomial, tree: dict, terms: dict) -> list[str]:
-    lines = []
-    for longer in tree[prefix]:
-        i = longer[-1]
-        lines.append(f"d{i} += {_name('u', prefix)} * {_sum(longer, tree, terms)}")
-        if tree[longer]:
-            lines.append(f"{_name('u', longer)} = {_name('u', prefix)} * a{i}")
-            lines += _outside_in(longer, tree, terms)
-    return lines

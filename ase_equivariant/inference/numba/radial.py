@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from numpy.polynomial import Polynomial
 
+from ase_equivariant.inference.bsplines import SLOPES, VALUES, horner
 from ase_equivariant.inference.numba.lanes import aligned
 from ase_equivariant.inference.numba.networks import network_source
 from ase_equivariant.inference.radial import Network
@@ -102,9 +102,9 @@ class Interpolated:
     def weigh(self) -> list[str]:
         """In one loop that the compiler makes vectors of; edges beyond the last one do no harm."""
         lines = [f"for q in range({EDGES}):"]
-        for j, (value, slope) in enumerate(zip(_VALUES, _SLOPES, strict=True)):
-            lines.append(f"    V[{j * EDGES} + q] = real({_polynomial(value)})")
-            lines.append(f"    S[{j * EDGES} + q] = real(stretch[q] * ({_polynomial(slope)}))")
+        for j, (value, slope) in enumerate(zip(VALUES, SLOPES, strict=True)):
+            lines.append(f"    V[{j * EDGES} + q] = real({horner(value, 't[q]')})")
+            lines.append(f"    S[{j * EDGES} + q] = real(stretch[q] * ({horner(slope, 't[q]')}))")
         return lines
 
     def opened(self, lanes: int) -> list[str]:
@@ -151,25 +151,3 @@ def locate(length, kind, constants):
     i = min(int(x), int(constants[kind, 1]) - 1)
     return i + int(constants[kind, 2]), x - i, dense * near * near * constants[kind, 0]
 """
-
-
-def _basis(degree: int) -> list[Polynomial]:
-    """The B-splines of evenly spaced knots between two of them, as in `splines`, the first one first."""
-    if degree == 0:
-        return [Polynomial([1.0])]
-    lower = [Polynomial([0.0]), *_basis(degree - 1), Polynomial([0.0])]
-    rising, falling = ([Polynomial([c, sign]) for c in range(degree + 2)] for sign in (1.0, -1.0))
-    return [(rising[degree - j] * lower[j] + falling[j + 1] * lower[j + 1]) / degree for j in range(degree + 1)]
-
-
-# of the first coefficient and the differences to the next ones a value is made, of the differences its slope
-_SLOPES = _basis(DEGREE - 1)
-_VALUES = [sum(_basis(DEGREE)[j + 1 :], Polynomial([0.0])) for j in range(DEGREE)]
-
-
-def _polynomial(p: Polynomial) -> str:
-    """Of t[q], by Horner's rule."""
-    *rest, text = (repr(c) for c in p.coef.tolist())
-    for c in reversed(rest):
-        text = f"({text}) * t[q] + {c}"
-    return text
