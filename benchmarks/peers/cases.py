@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ NEQUIP = {
 }
 OURS = ("ours, numba", "ours, eager")
 CUBES = (8, 64, 216, 1000, 2744, 10648, 97336)
-CASES = {
+CPU = {
     "silicon": Case(
         "MACE 128x0e, l_max 3, ν 3, 6 Å, bulk Si", MACE, silicon, (216,), (*OURS, "mace-torch", "symmetrix-xl"), "mace"
     ),
@@ -136,3 +136,11 @@ CASES = {
         "mace",
     ),
 }
+FAST = ("ours, triton", "mace-torch", "mace-torch, cuEquivariance", "symmetrix-xl")
+CUDA_SIDES = (*FAST, "ours, torchscript", "ours, eager")
+CUDA = {
+    "silicon": replace(CPU["silicon"], sides=CUDA_SIDES),
+    "silicon-1o": replace(CPU["silicon-1o"], sizes=(64,), sides=CUDA_SIDES),
+    "large": replace(CPU["silicon-1o"], sizes=(10648,), sides=FAST),  # all of which share one GPU's memory
+}
+CASES = {"cpu": CPU, "cuda": CUDA}

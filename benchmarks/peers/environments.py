@@ -6,11 +6,15 @@ import subprocess
 import venv
 from pathlib import Path
 
-TORCH, MACE = "torch==2.13.0", "mace-torch==0.3.16"
+TORCH, MACE, SYMMETRIX = "torch==2.13.0", "mace-torch==0.3.16", "symmetrix-xl==0.1.1"
+CUEQ = [f"{name}==0.13.0" for name in ("cuequivariance", "cuequivariance-torch", "cuequivariance-ops-torch-cu13")]
+SYMMETRIX_CUDA = [SYMMETRIX, "symmetrix-xl-cuda13-sm90==0.1.1"]  # one package per generation of GPUs: this is Hopper's
 JAX = ["jax==0.10.2", "e3nn-jax==0.21.0", "equinox==0.13.8", "jraph==0.0.6.dev0", "ase-db-backends"]
 PACKAGES = {
     "mace": [[TORCH, MACE]],
-    "symmetrix": [[TORCH, MACE, "symmetrix-xl==0.1.1"]],  # it converts files with mace-torch
+    "mace-cueq": [[TORCH, MACE, *CUEQ]],
+    "symmetrix": [[TORCH, MACE, SYMMETRIX]],  # it converts files with mace-torch
+    "symmetrix-cuda": [[TORCH, MACE, *SYMMETRIX_CUDA]],
     "nequip": [[TORCH, "nequip==0.19.1"]],
     "nequix": [["--no-deps", "nequix==0.4.5"], [*JAX, "matscipy", "pyyaml", "tqdm"]],  # which asks for CUDA's gigabytes
 }

@@ -45,7 +45,8 @@ def brief(entries: list[dict]) -> str:
         (_, ours), *others = entry["sides"].items()
         peers = [(side, row) for side, row in others if not side.startswith("ours")]
         slower = [f"{side} {row['failed'] if 'failed' in row else spread(row)}" for side, row in peers]
-        lines.append(f"| {entry['what']} | {entry['atoms']} | {ours['ms']:#.3g} | {'; '.join(slower)} |")
+        ms = f"{ours['ms']:#.3g}" if "ms" in ours else ours["failed"]
+        lines.append(f"| {entry['what']} | {entry['atoms']} | {ms} | {'; '.join(slower)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -54,7 +55,7 @@ def line(entry: dict, side: str, row: dict) -> list:
     atoms, agreement = entry["atoms"], [f"{value:.1e}" for value in row["agreement"].values()] or ["", ""]
     if "failed" in row:
         return [atoms, side, row["failed"], "", "", "", "", *agreement]
-    ms, memory = row["ms"], row["peak_memory_MiB"]
+    ms, memory = row["ms"], row["peak_memory_MiB"] or "–"
     return [atoms, side, f"{ms:.4g}", f"{1e3 * ms / atoms:.4g}", spread(row), of_peak(entry, ms), memory, *agreement]
 
 
@@ -77,10 +78,11 @@ def about(entry: dict) -> str:
     machine = entry["machine"]
     pairs = {pair for row in entry["sides"].values() for pair in row.get("versions", {}).items()}
     programs = ", ".join(" ".join(pair) for pair in sorted(pairs))
+    gpu = f"{machine['gpu']}, whose memory is meant, driver {machine['driver']}, beside " if "gpu" in machine else ""
+    limit = f"; {entry['memory_limit_GiB']:g} GiB per process" if entry["memory_limit_GiB"] else ""
     return (
-        f"{entry['atoms']} atoms, {entry['turns']} turns: {entry['threads']} threads of {machine['processor']}, "
-        f"sgemm {machine['sgemm_GFLOP_per_s']} GFLOP/s, "
-        f"copy {machine['copy_GB_per_s']} GB/s; {entry['memory_limit_GiB']:g} GiB per process; {programs}.  "
+        f"{entry['atoms']} atoms, {entry['turns']} turns: {gpu}{entry['threads']} threads of {machine['processor']}, "
+        f"sgemm {machine['sgemm_GFLOP_per_s']} GFLOP/s, copy {machine['copy_GB_per_s']} GB/s{limit}; {programs}.  "
     )
 
 

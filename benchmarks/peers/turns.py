@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,18 +18,27 @@ from statistics import median
 import numpy as np
 from ase import Atoms
 from environments import NotInstalledError, interpreter
+from worker import MEMORY
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TOLERANCE = 3e-4  # of the largest force, and of the energy: ten times what single precision and splines leave
 # e3nn 0.4.4 unpickles its constants, which torch >= 2.6 refuses unless told
 UNPICKLE = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+PINNED = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
 PEERS = {  # environment, variables
-    "mace-torch": ("mace", UNPICKLE),
-    "symmetrix-xl": ("symmetrix", {**UNPICKLE, "OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}),
-    "nequip": ("nequip", {}),
-    "nequip, compiled": ("nequip", {}),
-    "nequix": ("nequix", {}),
+    "cpu": {
+        "mace-torch": ("mace", UNPICKLE),
+        "symmetrix-xl": ("symmetrix", {**UNPICKLE, **PINNED}),
+        "nequip": ("nequip", {}),
+        "nequip, compiled": ("nequip", {}),
+        "nequix": ("nequix", {}),
+    },
+    "cuda": {
+        "mace-torch": ("mace", UNPICKLE),
+        "mace-torch, cuEquivariance": ("mace-cueq", UNPICKLE),
+        "symmetrix-xl": ("symmetrix-cuda", {**UNPICKLE, **PINNED}),
+    },
 }
 WRITERS = {"mace": ("mace", UNPICKLE, ".model"), "nequip": ("nequip", {}, ".ckpt")}
 
@@ -41,8 +49,10 @@ class Setting:
 
     peers: Path  # folder of environments
     threads: int
-    memory: float  # GiB per process
+    memory: float  # GiB per process, on a processor
     turns: int
+    seconds: float = 1.0  # of a turn
+    device: str = "cpu"  # or "cuda"
 
     def variables(self, more: dict[str, str]) -> dict[str, str]:
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -56,17 +66,19 @@ class Side:
         self.name, self.facts, self.times, self.failed = name, {}, [], ""
         self.agreement: dict[str, float] = {}
         self.process: subprocess.Popen | None = None
-        environment, variables = PEERS.get(name, ("", {"PYTHONPATH": str(ROOT)}))
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment, variables = PEERS[setting.device].get(name, ("", {"PYTHONPATH": path}))
         try:
             python = interpreter(environment, setting.peers) if environment else sys.executable
         except NotInstalledError as error:
             self.failed = f"does not install: {error}"
             return
-        limits = ["--threads", str(setting.threads), "--memory", str(setting.memory)]
+        limits = {name: str(getattr(setting, name)) for name in ("threads", "memory", "device", "seconds")}
+        options = [f"--{name}={value}" for name, value in limits.items()]
         self.errors = structure.with_name(f"{name}.txt")
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [python, HERE / "worker.py", name, model, structure, *limits],
+                [python, HERE / "worker.py", name, model, structure, *options],
                 env=setting.variables(variables),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -85,7 +97,7 @@ class Side:
         """Why a process ended without a word: the system or a library ends those without memory."""
         code = self.process.wait()
         lines = self.errors.read_text(errors="replace").strip().splitlines()[-20:]
-        starved = code == -9 or re.search("memory|bad_alloc", "\n".join(lines), re.IGNORECASE)
+        starved = code == -9 or MEMORY.search("\n".join(lines))
         return "out of memory" if starved else (lines or [f"it ended with code {code}"])[-1]
 
     def start(self) -> None:
@@ -106,19 +118,32 @@ class Side:
 
 
 def compare(sides: Sequence[Side]) -> None:
-    """Largest differences to the first side, per atom and per component; beyond `TOLERANCE` a side has failed."""
-    first = sides[0]
-    forces, energy = np.array(first.results["forces"]), first.results["energy"]
-    for side in sides:
-        if side.failed:
-            continue
-        d_energy = abs(side.results["energy"] - energy) / len(forces)
-        d_forces = np.abs(np.array(side.results["forces"]) - forces).max()
-        side.agreement = {"energy_eV_per_atom": d_energy, "forces_eV_per_A": float(d_forces)}
-        equal = d_energy <= TOLERANCE * abs(energy) / len(forces) and d_forces <= TOLERANCE * np.abs(forces).max()
-        if not equal:
-            scale = f"energies are {energy / len(forces):.3g} eV/atom, forces up to {np.abs(forces).max():.3g} eV/Å"
+    """Largest differences to the first side that another one confirms; beyond `TOLERANCE` a side has failed."""
+    running = [side for side in sides if not side.failed]
+    confirmed = (one for one in running if any(equal(one, side) for side in running if side is not one))
+    first = next(confirmed, running[0])
+    energy, largest = first.results["energy"] / len(first.results["forces"]), np.abs(first.results["forces"]).max()
+    for side in running:
+        d_energy, d_forces = differences(first, side)
+        side.agreement = {"energy_eV_per_atom": d_energy, "forces_eV_per_A": d_forces}
+        if not equal(first, side):
+            scale = f"energies are {energy:.3g} eV/atom, forces up to {largest:.3g} eV/Å"
             side.failed = f"disagrees by {d_energy:.1e} eV/atom and {d_forces:.1e} eV/Å, where {scale}"
+
+
+def differences(first: Side, side: Side) -> tuple[float, float]:
+    """Of the energy, per atom, and of the forces, the largest component."""
+    forces = np.array(first.results["forces"])
+    d_energy = abs(side.results["energy"] - first.results["energy"]) / len(forces)
+    return d_energy, float(np.abs(np.array(side.results["forces"]) - forces).max())
+
+
+def equal(first: Side, side: Side) -> bool:
+    """Within `TOLERANCE`; what is not a number equals nothing."""
+    d_energy, d_forces = differences(first, side)
+    forces = np.array(first.results["forces"])
+    per_atom = abs(first.results["energy"]) / len(forces)
+    return bool(d_energy <= TOLERANCE * per_atom and d_forces <= TOLERANCE * np.abs(forces).max())
 
 
 def measure(names: Sequence[str], model: Path, structure: Atoms, setting: Setting) -> dict[str, dict]:
@@ -127,12 +152,14 @@ def measure(names: Sequence[str], model: Path, structure: Atoms, setting: Settin
         file = Path(folder) / "structure.traj"
         structure.write(file)
         sides = []
-        for name in names:  # one after the other: starting means compiling
-            sides.append(Side(name, model, file, setting))
-            sides[-1].start()
-            print(f"  {name}: {sides[-1].failed or 'ready'}", flush=True)
-        if sides[0].failed:
-            raise SystemExit(f"{names[0]}, with which the others are compared, failed: {sides[0].failed}")
+        for group in groups(names, setting.device):
+            starting = [Side(name, model, file, setting) for name in group]
+            for side in starting:
+                side.start()
+                print(f"  {side.name}: {side.failed or 'ready'}", flush=True)
+            sides += starting
+        if all(side.failed for side in sides):
+            raise SystemExit("\n".join(f"{side.name}: {side.failed}" for side in sides))
         compare(sides)
         for turn in range(setting.turns):
             running = [side for side in sides if not side.failed]
@@ -142,7 +169,13 @@ def measure(names: Sequence[str], model: Path, structure: Atoms, setting: Settin
             print(f"  turn {turn + 1}: {times}", flush=True)
         for side in sides:
             side.end()
-        return {side.name: row(side, sides[0]) for side in sides}
+        first = next((side for side in sides if not side.failed), sides[0])
+        return {side.name: row(side, first) for side in sides}
+
+
+def groups(names: Sequence[str], device: str) -> list[Sequence[str]]:
+    """Those that start together: none on a processor, since starting means compiling; all of them beside a GPU."""
+    return [[name] for name in names] if device == "cpu" else [names]
 
 
 def row(side: Side, first: Side) -> dict:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import subprocess
 import sys
 import time
 import traceback
@@ -23,8 +24,7 @@ from calculators import CALCULATORS
 WARM_UP = 3  # steps
 AMPLITUDE = 0.1  # Å, of each coordinate: crystals at room temperature
 FREQUENCY = 0.105  # radians per step: 60 steps are a period, and no position comes back
-TURN = 1.0  # s at least; a turn counts by its mean, which has the neighbour lists of a real run in it
-MEMORY = re.compile("memory|bad_alloc|RESOURCE_EXHAUSTED", re.IGNORECASE)
+MEMORY = re.compile("(?<!illegal )memory|bad_alloc|map segment|RESOURCE_EXHAUSTED", re.IGNORECASE)
 
 
 def main() -> None:
@@ -33,12 +33,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("structure", help="a file with full precision, as .traj")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--memory", type=float, required=True, help="GiB this process may allocate")
+    parser.add_argument("--memory", type=float, required=True, help="GiB this process may allocate on a processor")
+    parser.add_argument("--device", required=True, choices=("cpu", "cuda"))
+    parser.add_argument("--seconds", type=float, required=True, help="of a turn, at least")
     args = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries greet on stdout
     limit = int(args.memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if args.device == "cpu":  # CUDA maps far more than it uses
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         for answer in serve(args):
             print(json.dumps(answer), file=answers, flush=True)
@@ -54,7 +57,7 @@ def serve(args: argparse.Namespace):
     atoms: Atoms = read(args.structure)
     start, random = atoms.positions.copy(), np.random.default_rng(0)
     direction = AMPLITUDE * random.normal(size=start.shape)
-    atoms.calc, packages, facts = CALCULATORS[args.calculator](args.model, args.threads)
+    atoms.calc, packages, facts = CALCULATORS[args.calculator](args.model, args.threads, args.device)
     computed = {"forces": atoms.get_forces().tolist(), "energy": atoms.get_potential_energy()}
     n = 0
 
@@ -69,12 +72,23 @@ def serve(args: argparse.Namespace):
         step()
     yield {**computed, "facts": {**facts, "versions": {name: version(name) for name in packages}}}
     for _ in sys.stdin:
+        # a turn counts by its mean, which has the neighbour lists of a real run in it
         steps, begin = 0, time.perf_counter()
-        while time.perf_counter() < begin + TURN or not steps:
+        while time.perf_counter() < begin + args.seconds or not steps:
             step()
             steps += 1
         yield {"ms": 1e3 * (time.perf_counter() - begin) / steps}
-    yield {"peak_memory_MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}  # kB on Linux
+    yield {"peak_memory_MiB": peak_memory(args.device)}
+
+
+def peak_memory(device: str) -> int | None:
+    """MiB: resident on a processor; on a GPU what the process holds at last, which its libraries do not give back."""
+    if device == "cpu":
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # kB on Linux
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    held = dict(line.partition(", ")[::2] for line in lines).get(str(os.getpid()), "")
+    return int(held) if held.isdigit() else None  # some systems do not tell
 
 
 if __name__ == "__main__":

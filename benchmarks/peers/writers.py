@@ -26,7 +26,9 @@ def mace(arguments: dict, file: Path) -> None:
 
     torch.manual_seed(0)
     numbers = arguments["atomic_numbers"]
-    torch.save(make_mace(arguments, numbers, np.zeros(len(numbers))), file)
+    model = make_mace(arguments, numbers, np.zeros(len(numbers)))
+    model.use_reduced_cg = False  # its default, but without cuEquivariance the weights are those of the full basis
+    torch.save(model, file)
 
 
 def nequip(arguments: dict, file: Path) -> None:
