@@ -373,7 +373,7 @@ def test_steps_of_soap_do_not_depend_on_the_basis_of_the_weights_and_those_of_ad
 
     def end(algorithm, turn):
         weight = (turn @ start).requires_grad_()
-        optimizer = make_optimizer([{"params": [weight]}], OptimizerConfig(algorithm))
+        optimizer = make_optimizer([{"params": [weight], "pace": 1.0, "weight_decay": 0.0}], OptimizerConfig(algorithm))
         for _ in range(40):
             optimizer.zero_grad()
             (left @ turn.T @ weight @ right - target).square().mean().backward()

@@ -34,10 +34,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Embed(Stage):
-    """x_i += table[z_i]."""
+    """x_i += table[z_i], in the first columns where the table is narrower."""
 
     target: str
-    table: np.ndarray  # [n_species, width]
+    table: np.ndarray  # [n_species, width or less]
 
 
 @dataclass(frozen=True)

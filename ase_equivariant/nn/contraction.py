@@ -23,7 +23,8 @@ class SymmetricContraction(torch.nn.Module):
     """Products of A blocks l = 0 … l_max (equal channels) → blocks of irreps_out, per species.
 
     `num_species` 1 has one set of weights, whatever the species. `parity` is that of `Convolution`: 1 counts all blocks
-    as even. Initial weights of order ν are multiplied by `start`^ν, as if the factors were that small.
+    as even. Initial weights of order ν are multiplied by `start`^ν, as if the factors were that small; so are the steps
+    that training takes with them, their `pace`.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class _Order(torch.nn.Module):
         shape = (num_species, self.num_products, channels)
         # drawn small rather than divided in use: Adam's steps then count for more
         scale = start / max(self.num_products, 1)
+        self.pace = start
         self.weight = torch.nn.Parameter(normal_parameter(shape, generator).detach() * scale)
 
     def forward(self, products: Tensor, species: Tensor) -> Tensor:

@@ -48,11 +48,7 @@ class TrainingModule(lightning.LightningModule):
         self.plateau_state: dict | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        contraction = [p for name, p in self.potential.named_parameters() if ".contraction" in name]
-        decayed = {id(p) for p in contraction}
-        others = [p for p in self.potential.parameters() if id(p) not in decayed]
-        groups = [{"params": others}, {"params": contraction, "weight_decay": self.config.weight_decay}]
-        groups = [group for group in groups if group["params"]]
+        groups = parameter_groups(self.potential, self.config.weight_decay)
         optimizer = make_optimizer(groups, self.config, self.on_gpu)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, patience=self.config.patience, factor=self.config.factor
@@ -141,14 +137,15 @@ class TrainingModule(lightning.LightningModule):
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _set_lr(self, lr: float) -> None:
-        """What is recorded reads the learning rate from the GPU's memory."""
+        """What is recorded reads the learning rates from the GPU's memory."""
         for group in self.optimizer.param_groups:
+            own = lr * group["pace"]
             if not (self.on_gpu and self.config.algorithm == "adam"):
-                group["lr"] = lr
+                group["lr"] = own
             elif isinstance(group["lr"], Tensor) and group["lr"].device == self.device:
-                group["lr"].fill_(lr)
+                group["lr"].fill_(own)
             else:
-                group["lr"] = torch.tensor(lr, device=self.device)
+                group["lr"] = torch.tensor(own, device=self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["plateau"] = self.plateau.state_dict()
@@ -157,13 +154,31 @@ class TrainingModule(lightning.LightningModule):
         self.plateau_state = checkpoint["plateau"]
 
 
+def parameter_groups(potential: Potential, weight_decay: float) -> list[dict]:
+    """Parameters by their `pace`, the factor on the learning rate; the weights of contractions, which decay, at last.
+
+    A contraction's weights of order ν are N̄^(-ν/2) smaller than where products are of A/√N̄ (see `mace`), and that much
+    slower: else products of high order, which are worth the least, would be learned first, and by heart.
+    """
+    paces = {id(m.weight): m.pace for m in potential.modules() if hasattr(m, "pace")}
+    groups: dict[tuple[bool, float], list] = {(False, 1.0): []}
+    for parameter in potential.parameters():
+        key = id(parameter) in paces, paces.get(id(parameter), 1.0)
+        groups.setdefault(key, []).append(parameter)
+    decays = {False: 0.0, True: weight_decay}
+    return [
+        {"params": parameters, "pace": pace, "weight_decay": decays[contracts]}
+        for (contracts, pace), parameters in groups.items()
+    ]
+
+
 def make_optimizer(groups: list[dict], config: OptimizerConfig, capturable: bool = False) -> torch.optim.Optimizer:
     """The optimizer of some groups of parameters; `capturable` keeps what Adam needs on the GPU."""
+    groups = [{**group, "lr": config.lr * group["pace"]} for group in groups]
     if config.algorithm == "adam":
         return torch.optim.Adam(groups, lr=config.lr, amsgrad=config.amsgrad, fused=True, capturable=capturable)
     from pytorch_optimizer import SOAP  # loads a hundred optimizers
 
-    groups = [{"weight_decay": 0.0, **group} for group in groups]
     return SOAP(groups, lr=config.lr, max_precondition_dim=MAX_PRECONDITIONED)
 
 

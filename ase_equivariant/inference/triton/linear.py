@@ -51,7 +51,8 @@ class EmbedKernel(Kernel):
         run.data[self] = self.table[run.species.long()]
 
     def forward(self, run: Run) -> None:
-        run.values[self.target].add_(run.data[self])
+        rows = run.data[self]
+        run.values[self.target][:, : rows.shape[1]].add_(rows)
 
     def backward(self, run: Run) -> None:
         """Nothing depends on positions here."""
