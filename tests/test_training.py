@@ -23,6 +23,7 @@ from ase.calculators.calculator import InputError
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from rich.console import Console
+from tiny import tiny_potential
 from torch.utils._pytree import tree_flatten
 
 pytest.importorskip("lightning")
@@ -44,7 +45,7 @@ from ase_equivariant.training.data import (
     without_offset,
 )
 from ase_equivariant.training.loss import Loss, Residuals, errors, residuals
-from ase_equivariant.training.module import TrainingModule, follow, make_optimizer
+from ase_equivariant.training.module import TrainingModule, follow, make_optimizer, parameter_groups
 from ase_equivariant.training.progress import AtomicCheckpoints
 from ase_equivariant.training.train import train
 
@@ -384,6 +385,20 @@ def test_steps_of_soap_do_not_depend_on_the_basis_of_the_weights_and_those_of_ad
     moved = (end("soap", one) - start).norm()
     assert (end("soap", one) - end("soap", turned)).norm() < 1e-3 * moved
     assert (end("adam", one) - end("adam", turned)).norm() > 0.1 * moved
+
+
+def test_weights_of_products_take_steps_by_their_order_and_alone_decay():
+    potential = tiny_potential("mace", correlation=3, avg_num_neighbors=16.0)
+    groups = parameter_groups(potential, 0.1)
+    names = {id(parameter): name for name, parameter in potential.named_parameters()}
+    paces = {names[id(p)]: group["pace"] for group in groups for p in group["params"]}
+    assert sorted(paces) == sorted(names.values())
+    products = {name: pace for name, pace in paces.items() if ".orders." in name}
+    assert products == {name: pytest.approx(4.0 ** -(int(name.split(".")[-2]) + 1)) for name in products}
+    assert {pace for name, pace in paces.items() if name not in products} == {1.0}
+    assert {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]} == set(products)
+    rates = {group["pace"]: group["lr"] for group in make_optimizer(groups, OptimizerConfig(lr=0.02)).param_groups}
+    assert rates == {pace: pytest.approx(0.02 * pace) for pace in (1.0, 1 / 4, 1 / 16, 1 / 64)}
 
 
 def test_averaged_weights_are_an_exponential_moving_average():

@@ -66,6 +66,7 @@ def main() -> None:
         "parameters": sum(weight.numel() for weight in potential.parameters()),
         "epochs": len(history),
         "minutes": round(sum(epoch["seconds"] for epoch in history) / 60, 1),
+        "device": history[-1]["device"],
         "dtype": "float64",
         "units": {"energy": "meV", "forces": "meV/Å"},
     }

@@ -19,7 +19,8 @@ HEAD = """# Accuracy beside published models
 
 Errors of energies in meV per molecule / of forces in meV/Å, evaluated in float64; smaller is better. Along paths of
 which only energies are known, relative energies: mean deviation removed path by path. Ours are small models trained on
-one CPU core; each stands in a JSON file of this folder, with the configuration and the command that made it.
+one CPU core, or on a share of the GPU that stands beside the minutes; each stands in a JSON file of this folder, with
+the configuration and the command that made it.
 """
 CAPITALS = {"mace": "MACE", "nequip": "NequIP", "botnet": "BOTNet"}
 
@@ -64,7 +65,9 @@ def cells(result: dict, benchmark: Benchmark) -> list[str]:
     pairs = [result["tests"][test] for test in benchmark.tests]
     row = [f"{p['energy'][benchmark.error]:.2f} / {p['forces'][benchmark.error]:.1f}" for p in pairs]
     row += [f"{result['curves'][curve]['relative_energy'][benchmark.error]:.1f}" for curve in benchmark.curves]
-    return [*row, f"{result['parameters']:,}", f"{result['minutes']:.0f}"]
+    device = result.get("device", "CPU")
+    where = "" if device == "CPU" else f", {device}"
+    return [*row, f"{result['parameters']:,}", f"{result['minutes']:.0f}{where}"]
 
 
 def heights(name: str, benchmark: Benchmark, results: Path) -> str:
