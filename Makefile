@@ -18,7 +18,7 @@ test-cuda: export ASE_EQUIVARIANT_TEST_DEVICE = cuda
 test-cuda: export OMP_NUM_THREADS = 1
 test-cuda: $(READY)  ## what runs on a GPU, which all other tests are kept from
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal \
-	    $(wildcard tests/test_cuda*.py tests/test_triton*.py) $(ARGS)
+	    $(wildcard tests/test_cuda*.py tests/test_*triton*.py) $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.calculators.calculator import (
     CalculationFailed,
     Calculator,
+    CalculatorError,
     CalculatorSetupError,
     InputError,
     PropertyNotImplementedError,
@@ -56,7 +57,7 @@ def _undisturbed() -> Iterator[None]:
                 torch.set_num_threads(1)
             yield
         except RuntimeError as error:
-            if "fork" not in str(error):
+            if isinstance(error, CalculatorError) or "fork" not in str(error):
                 raise
             raise CalculatorSetupError(
                 f"after a fork from a process that used a GPU, torch cannot go on: {error}; start processes with "
@@ -175,6 +176,13 @@ class EquivariantCalculator(Calculator):
         """
         background.wait()
         self.get_forces(atoms)
+        if self.keeps_edges:  # the first list had none beyond the cutoff
+            self._evaluate(True, False)
+
+    @property
+    def keeps_edges(self) -> bool:
+        """Whether the backend keeps neighbour lists from step to step, see `VerletList.unfiltered`."""
+        return getattr(self._backend, "keeps_edges", False)
 
     @_undisturbed()
     def estimate(self, atoms: Atoms) -> Estimate:
@@ -185,6 +193,7 @@ class EquivariantCalculator(Calculator):
 
         def make_step(piece: Atoms) -> Callable[[], int]:
             neighbors = VerletList(self.potential.cutoff)
+            getattr(self._backend, "forget", lambda: None)()  # arrays that are there would count for nothing
 
             def step() -> int:
                 graph = self._graph(piece, neighbors)
@@ -222,7 +231,7 @@ class EquivariantCalculator(Calculator):
     def _evaluate(self, forces: bool, stress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """Results and extras of the calculator's atoms, from one model call."""
         cell = self.atoms.cell
-        self._neighbors.unfiltered = getattr(self._backend, "keeps_edges", False)
+        self._neighbors.unfiltered = self.keeps_edges
         graph = self._graph(self.atoms, self._neighbors)
         has_volume = _has_volume(cell)
         if stress and not has_volume:
@@ -335,7 +344,6 @@ def _wake(device: torch.device) -> None:
     """Let torch say now, and clearly, whether CUDA can be used in this process: it does not survive a fork."""
     if device.type == "cuda":
         torch.cuda.init()
-
 
 
 def _require(what: str, value: str, allowed, where: str = "") -> None:

@@ -157,6 +157,18 @@ def test_other_errors_of_a_backend_are_not_hidden(calc, monkeypatch):
         calc.get_forces(copper())
 
 
+def test_a_file_called_fork_is_no_forked_process(calc, monkeypatch):
+    with pytest.raises(InputError, match="^there is no model file"):
+        EquivariantCalculator("nowhere/fork.model", "cpu")
+
+    def forked(graph, forces):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    monkeypatch.setattr(calc, "_backend", forked)
+    with pytest.raises(CalculatorSetupError, match="start processes with multiprocessing.get_context..spawn"):
+        calc.get_forces(copper())
+
+
 @pytest.fixture
 def proven():
     potential = tiny_potential()
@@ -184,10 +196,21 @@ class Wrong:
         return replace(prediction, energy=prediction.energy + 1)
 
 
-def test_auto_falls_back_with_one_warning_when_a_faster_backend_is_wrong(proven, monkeypatch):
-    monkeypatch.setattr(module.inference, "BACKENDS", inference.BACKENDS | {"wrong": (__name__, "Wrong")})
+class Uncompiled(Wrong):
+    """A backend whose kernels fail when they first run."""
+
+    def __call__(self, graph, forces):
+        raise RuntimeError("Failed to find C compiler")
+
+
+FAULTS = {"Wrong": "on cpu in float64 .*errors in energy", "Uncompiled": "on cpu fails: RuntimeError: Failed to find C"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_auto_falls_back_with_one_warning_when_a_faster_backend_is_wrong_or_fails(fault, proven, monkeypatch):
+    monkeypatch.setattr(module.inference, "BACKENDS", inference.BACKENDS | {"wrong": (__name__, fault)})
     monkeypatch.setattr(module.inference, "FASTEST_FIRST", {"cpu": ("wrong", "eager")})
-    with pytest.warns(UserWarning, match=r"'wrong' on cpu in float64 .*errors in energy .*another backend") as caught:
+    with pytest.warns(UserWarning, match=f"'wrong' {FAULTS[fault]} .*another backend") as caught:
         calc = EquivariantCalculator(proven, "cpu", "float64")
     assert len(caught) == 1
     assert caught[0].filename == __file__

@@ -78,10 +78,11 @@ def test_a_run_broken_in_an_epoch_ends_where_the_unbroken_run_ends(tmp_path_fact
     assert largest_difference(quietly(write_run(other, **changes, seed=1)), expected) > 1e-3
 
 
-def test_a_run_begun_on_the_gpu_goes_on_on_the_cpu_and_back(tmp_path_factory):
+@pytest.mark.parametrize("machines", [("gpu", "cpu", "gpu"), ("cpu", "gpu", "cpu")])
+def test_a_run_goes_on_on_the_other_machine_and_back(machines, tmp_path_factory):
     whole, mixed = (tmp_path_factory.mktemp(name) for name in ("whole", "mixed"))
     expected = quietly(write_run(whole, epochs=3))
-    for epochs, accelerator in ((1, "gpu"), (2, "cpu"), (3, "gpu")):
+    for epochs, accelerator in enumerate(machines, 1):
         found = quietly(write_run(mixed, accelerator, epochs))
     np.testing.assert_allclose(learned(mixed), learned(whole), rtol=1e-6)
     assert largest_difference(found, expected) < 1e-6

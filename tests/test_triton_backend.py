@@ -110,6 +110,11 @@ def results_are_repeatable_whatever_ran_in_between():
     assert alone.forces is None
     assert alone.node_energies.equal(first[0].node_energies)
     assert all(same_bits(fast(graph, True), found) for graph, found in zip(graphs, first, strict=True))
+    assert len(fast._recorded) == 2
+    fast(small(copper(), potential, 2 * potential.cutoff), True)  # needs more room, and takes the place of the first
+    assert len(fast._recorded) == 2
+    fast.forget()
+    assert not fast._recorded
 
 
 def forces_are_minus_the_gradient_also_of_a_spline():

@@ -20,7 +20,8 @@ A model may also know the total charge, the spin and other whole numbers q_a of 
 then h⁰_i = W_{z_i} + SiLU(Σ_a T_a[q_a]), and with `embedding_readout` E_i has a share that is linear in h⁰_i as well.
 
 Elsewhere the sum is divided by √N̄, N̄ the average number of neighbours, where the paper divides by N̄. The functions are
-the same, and so is where they start: the weights of a product of ν factors are drawn N̄^(ν/2) smaller.
+the same, and so is where they start and how fast they learn: the weights of a product of ν factors are drawn N̄^(ν/2)
+smaller, and so are their steps.
 """
 
 from __future__ import annotations

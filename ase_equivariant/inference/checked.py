@@ -43,6 +43,10 @@ class Checked:
         """Whether edges beyond the cutoff may be in a graph now: the reference takes none."""
         return self._chosen is self.fast and getattr(self.fast, "keeps_edges", False)
 
+    def forget(self) -> None:
+        """Let the backend free the arrays that it keeps, if it keeps any."""
+        getattr(self.fast, "forget", lambda: None)()
+
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
         if self._chosen is None and graph.n_edges > 0:
             self._chosen = self._choose(piece(graph, SAMPLE))

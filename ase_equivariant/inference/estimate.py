@@ -90,7 +90,7 @@ def _measure(step: Callable[[], int], device: torch.device) -> tuple[int, float,
         start = time.perf_counter()
         edges = step()
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            torch.cuda.current_stream(device).synchronize()
         seconds.append(time.perf_counter() - start)
     return edges, memory, min(seconds)
 

@@ -38,7 +38,12 @@ def start_verified(name: str, potential: Potential, device: torch.device, **opti
     """A backend that reproduces the golden structures, or a `CalculatorSetupError` with its errors."""
     backend = inference.start(name, potential, device, **options)
     dtype = str(potential.dtype).removeprefix("torch.")
-    errors, allowed = verify_golden(potential, backend), TOLERANCES[dtype]
+    try:
+        errors, allowed = verify_golden(potential, backend), TOLERANCES[dtype]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # kernels may be compiled now, which fails in any way
+        raise CalculatorSetupError(f"backend {name!r} on {device} fails: {type(error).__name__}: {error}") from error
     wrong = [key for key, error in errors.items() if not error <= allowed[key]]
     if wrong:
         found = ", ".join(f"{key} {errors[key]:.2e} (allowed {allowed[key]:.0e})" for key in wrong)

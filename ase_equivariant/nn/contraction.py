@@ -118,7 +118,7 @@ class _Order(torch.nn.Module):
         dense[:, :, [column[m] for m in monomials]] = torch.from_numpy(coefficients)
         self.register_buffer("coefficients", dense.flatten(0, 1), persistent=False)
         shape = (num_species, self.num_products, channels)
-        # drawn small rather than divided in use: Adam's steps then count for more
+        # drawn small rather than divided by their number in use: Adam's steps then count for more
         scale = start / max(self.num_products, 1)
         self.pace = start
         self.weight = torch.nn.Parameter(normal_parameter(shape, generator).detach() * scale)

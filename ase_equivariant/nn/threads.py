@@ -1,4 +1,4 @@
-"""Compiled kernels over ranges of rows, on a few threads of our own.
+"""Compiled kernels over ranges of rows, on a few threads of our own; and what threads must not do at the same time.
 
 A kernel releases the interpreter lock and writes each row on its own, so neither the number of threads nor their order
 changes a bit of the result.

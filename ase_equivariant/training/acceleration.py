@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 
 import torch
@@ -45,14 +47,20 @@ def capturable(potential: Potential) -> Potential:
 
 
 def make_capturable(module: torch.nn.Module) -> torch.nn.Module:
-    """Replace bricks whose arrays depend on the values of others, in place."""
+    """Replace bricks whose arrays depend on the values of others, and convolutions where Triton is, in place."""
     replacements = {SpeciesDense: WholeSpeciesDense}
-    if next(module.parameters()).is_cuda and importlib.util.find_spec("triton"):
+    if next(module.parameters()).is_cuda and _has_triton():
         from ase_equivariant.nn.fused_triton import TritonKernels  # asks for a GPU
 
         replacements[Convolution] = lambda convolution: FusedConvolution(convolution, TritonKernels)
     _replace(module, replacements)
     return module
+
+
+def _has_triton() -> bool:
+    """Whether Triton is installed, and a C compiler, which it calls."""
+    compilers = os.environ.get("CC"), *map(shutil.which, ("clang", "gcc", "cc"))
+    return importlib.util.find_spec("triton") is not None and any(compilers)
 
 
 class WholeSpeciesDense(torch.nn.Module):

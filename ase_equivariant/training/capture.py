@@ -21,6 +21,7 @@ from ase_equivariant.nn.threads import RECORDING
 from ase_equivariant.training.data import Batch
 
 ALIGNED = 32  # numbers, 256 bytes, as kernels are compiled for aligned arrays
+MOST = 100  # sizes that are recorded; of others, batches are computed directly
 SPARE_NODES = 16  # one more node for so many, as padding edges are shared out among the padding nodes
 ROWS = {  # of which there is one for each node, edge or structure
     "nodes": ("positions", "species", "batch", "attributes", "forces", "forces_weights"),
@@ -62,7 +63,9 @@ class Captured:
         known = self.recordings.get(shapes)
         if known is None:
             memory = content.to(self.stream.device)
-            self.recordings[shapes] = known = Recording(memory, viewed(memory, shapes, batch))
+            known = Recording(memory, viewed(memory, shapes, batch))
+            if len(self.recordings) < MOST:
+                self.recordings[shapes] = known
             return self.function(known.batch)
         known.memory.copy_(content, non_blocking=True)
         if known.graph is None:

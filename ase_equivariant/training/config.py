@@ -131,7 +131,7 @@ class OptimizerConfig:
     ----------
     algorithm : "adam", or "soap": Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv:2409.11321);
         its steps take longer
-    lr : learning rate at the start
+    lr : learning rate at the start; weights of a MACE's products of order ν have N̄^(-ν/2) of it
     amsgrad : the AMSGrad variant of "adam"
     weight_decay : on the weights of the symmetric contractions only; "soap" decouples it from the gradient
     ema : decay of the averaged weights that are validated and written

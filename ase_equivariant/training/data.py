@@ -47,9 +47,6 @@ class Batch:
     stress: Tensor  # [n_graphs, 3, 3] eV/Å^3
     stress_weights: Tensor  # [n_graphs]
 
-    def to(self, device: torch.device | str) -> Batch:
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
 
 def read_structures(paths: Sequence[Path], keys: Keys, loss: LossConfig) -> list[Structure]:
     """Read and check labelled structures.

@@ -1,6 +1,7 @@
 """The Lightning module: one training step, averaged weights, learning rates.
 
-All of its state lies in the checkpoint; nothing in it draws random numbers, so a resumed run continues exactly.
+All of its state lies in the checkpoint; nothing in it draws random numbers, so a run that is resumed on a CPU continues
+exactly, unless its schedule follows the time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class TrainingModule(lightning.LightningModule):
     """A Potential, its exponential moving average, and how to improve it.
 
     The average is a second Potential: it is validated and written, travels between devices, and lies in the checkpoint.
-    On a GPU, steps and validation are recorded as CUDA graphs.
+    On a GPU, steps and validation are recorded as CUDA graphs, with "soap" the gradient alone.
     """
 
     def __init__(self, potential: Potential, loss: Loss, config: OptimizerConfig, batch_size: int):
@@ -67,6 +68,9 @@ class TrainingModule(lightning.LightningModule):
         if self.plateau_state is not None:
             self.plateau.load_state_dict(self.plateau_state)
         self.train_loss = self.train_loss.to(self.device)
+        if self.config.algorithm == "adam":  # a checkpoint brings the setting of the machine that it is from
+            for group in self.optimizer.param_groups:
+                group["capturable"] = self.on_gpu
         self.improve, self.validate = self._improve, self._validate
         if not self.on_gpu:
             self.twin = [accelerated(self.potential)]

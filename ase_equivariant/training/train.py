@@ -1,7 +1,8 @@
 """`train(config_path)`: from a configuration and labelled structures to a model file.
 
 Read → reference energies, scale → graphs → Lightning's loop → best averaged weights → errors on the test sets → file.
-The same call on the same output folder resumes after the last finished epoch, with the same result as without a break.
+The same call on the same output folder resumes after the last finished epoch, on a CPU with the same result as without
+a break, unless the schedule follows the time.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
         raise InputError(f"start: {path} has another {what} than this configuration; make them equal")
     architecture = build(config.architecture, {**own, **asked}, dtype=potential.dtype)
     architecture.load_state_dict(potential.architecture.state_dict())
+    if "converted_by" in potential.metadata.get("provenance", {}):
+        for order in (module for module in architecture.modules() if hasattr(module, "pace")):
+            order.pace = 1.0  # its weights have the size that the program has them in which the model is from
     return Potential(
         architecture,
         atomic_numbers=potential.atomic_numbers,
@@ -184,7 +188,9 @@ def identify(raw: dict) -> dict:
 def check_resumable(path: Path, identity: dict) -> int:
     """The last finished epoch of a checkpoint; refuses one of a run whose configuration was another."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["callbacks"]["Bookkeeper"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint["callbacks"]["Bookkeeper"]
+        checkpoint["state_dict"]["steps"]  # which earlier versions did not count
     except Exception as error:  # a damaged archive raises many types
         raise InputError(f"cannot resume from {path}: {type(error).__name__}; remove it to start anew") from None
     changed = [name for name in identity if state["identity"].get(name) != identity[name]]
@@ -231,6 +237,7 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*capturable=True")  # the first step of a size is not recorded
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

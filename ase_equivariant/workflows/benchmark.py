@@ -90,6 +90,7 @@ def _graph_maker(calc: EquivariantCalculator, atoms: Atoms) -> Callable[[Atoms],
     potential, neighbors = calc.potential, VerletList(calc.potential.cutoff)
 
     def make(atoms: Atoms) -> object:
+        neighbors.unfiltered = calc.keeps_edges
         return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, neighbors, attributes=potential.attributes)
 
     make(atoms)

@@ -89,7 +89,8 @@ def configuration(name: str, architecture: str, data: Path, frames: int | None) 
         if frames is not None:
             if not 2 <= frames <= len(everything):
                 raise SystemExit(f"--frames is {frames}; {source.name} has 2 to {len(everything)}")
-            raw["run"]["max_epochs"] = round(raw["run"]["max_epochs"] * len(everything) / frames)
+            if "epoch_structures" not in raw["data"]:
+                raw["run"]["max_epochs"] = round(raw["run"]["max_epochs"] * len(everything) / frames)
             raw["output"] += f"_{frames}"
             drawn = np.random.default_rng(0).permutation(len(everything))[:frames]  # each set holds the smaller ones
             everything = [everything[i] for i in drawn]

@@ -7,6 +7,7 @@ made with atomic additions, so results are repeatable bit for bit.
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import torch
@@ -53,6 +54,7 @@ KERNELS = {
     Readout: ReadoutKernel,
     Repel: RepelKernel,
 }
+_log = logging.getLogger("ase_equivariant")
 KEPT = 3  # shapes whose arrays and recordings stay on the device
 
 
@@ -75,6 +77,8 @@ class Triton:
             self.stages += [KERNELS[type(stage)](stage, compiler) for stage in program.stages]
         except CannotLowerError as error:
             raise CalculatorSetupError(f"backend 'triton' does not know this model's {error}") from None
+        if compiler.is_new:
+            _log.warning("compiling kernels for this model when they first run, once on this machine; up to a minute")
         self._layout = program.widths, compiler.num_harmonics
         self._recorded: list[Recorded] = []  # the last one used first
         self._lock = threading.Lock()
@@ -92,6 +96,11 @@ class Triton:
         node_energies, rest = constants + found[:n], found[n:]
         return _prediction(graph, node_energies, rest[: 3 * n].view(n, 3), rest[3 * n :].view(-1, 3, 3), forces)
 
+    def forget(self) -> None:
+        """Free all arrays and recordings."""
+        with self._lock:
+            self._recorded.clear()
+
     def _find(self, graph: Graph) -> Recorded:
         """The arrays of the graph's shape."""
         for recorded in self._recorded:
@@ -99,7 +108,8 @@ class Triton:
                 self._recorded.remove(recorded)
                 break
         else:
-            del self._recorded[KEPT - 1 :]
+            others = [recorded for recorded in self._recorded if not recorded.run.is_of(graph)]
+            self._recorded = others[: KEPT - 1]  # those of the same atoms have too little room for edges
             recorded = Recorded(Run(graph, self.potential, *self._layout, self.device), self.stages)
         self._recorded.insert(0, recorded)
         return recorded

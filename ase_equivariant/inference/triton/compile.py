@@ -1,4 +1,4 @@
-"""Generated source to Triton's kernels, on disk because Triton reads the source of its functions from their files."""
+"""Generated source to Triton's kernels, on disk so that tracebacks show it and the user's cache has all of it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,14 @@ class Compiler:
     def __init__(self, program: Program, dtype: torch.dtype, device: torch.device):
         self.widths, self.num_harmonics = program.widths, (len(program.harmonics) + 1) ** 2
         self.dtype, self.device = dtype, device
+        self.is_new = False  # whether a source had not been on disk
 
     def __call__(self, source: str) -> dict[str, Callable]:
         """The functions of a source, compiled when first called."""
-        return _load(HEADER + source.replace("REAL", REAL[self.dtype]), _folder(cache_folder("kernels")))
+        text = HEADER + source.replace("REAL", REAL[self.dtype])
+        path = place(text, (__version__, triton.__version__), _folder(cache_folder("kernels")))
+        self.is_new |= not path.is_file()
+        return _load(text, path)
 
     def constant(self, array) -> torch.Tensor:
         """An array of a program in this precision, on the device."""
@@ -59,8 +63,8 @@ def is_interpreted() -> bool:
 
 
 @lru_cache(maxsize=1000)
-def _load(text: str, folder: Path) -> dict[str, Callable]:
-    return load(text, place(text, (__version__, triton.__version__), folder))
+def _load(text: str, path: Path) -> dict[str, Callable]:
+    return load(text, path)
 
 
 @cache

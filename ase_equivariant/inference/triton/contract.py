@@ -24,7 +24,7 @@ class ContractKernel(Kernel):
     """Kernels of a `Contract`."""
 
     def __init__(self, stage: Contract, compiler: Compiler):
-        self.reads, self.source, self.target, self.channels = stage.reads, stage.source, stage.target, stage.channels
+        self.source, self.target, self.channels = stage.source, stage.target, stage.channels
         self.shared = len(stage.polynomials[0].coefficients) == 1
         strides, self._lots = (compiler.widths[stage.source], compiler.widths[stage.target]), []
         for parts, coefficients in _lots(stage):

@@ -31,7 +31,7 @@ class ConvolveKernel(Kernel):
     """Kernels of a `Convolve`."""
 
     def __init__(self, stage: Convolve, compiler: Compiler):
-        self.reads, self.source, self.target = stage.reads, stage.source, stage.target
+        self.source, self.target = stage.source, stage.target
         self.radial = radial_functions(stage.radial, compiler)
         self.table = None if stage.table is None else compiler.constant(stage.table)
         width_in = compiler.widths[stage.source] if stage.table is None else stage.table.shape[1]

@@ -132,8 +132,6 @@ def by_graph(order, ends, strain, out, B: tl.constexpr):
 class GeometryKernel(Kernel):
     """Edge vectors, lengths and harmonics of positions; forces and strain gradient of their gradients."""
 
-    reads, target = (), None
-
     def __init__(self, harmonics: tuple[np.ndarray, ...], compiler: Compiler):
         kernels = compiler(PICK + _forward(harmonics) + _backward(harmonics) + FORCES)
         self._measure, self._pick = kernels["measure"], kernels["pick"]

@@ -15,7 +15,7 @@ class LinearKernel(Kernel):
     """Products of a `Linear`: atoms of one species stand together."""
 
     def __init__(self, stage: Linear, compiler: Compiler):
-        self.reads, self.source, self.target = stage.reads, stage.source, stage.target
+        self.source, self.target = stage.source, stage.target
         self._maps = [(m, compiler.constant(m.weights)) for m in stage.maps]
 
     def forward(self, run: Run) -> None:
@@ -41,8 +41,6 @@ def _block(x: Tensor, start: int, dim: int, channels: int) -> Tensor:
 
 class EmbedKernel(Kernel):
     """Rows of an `Embed`; they depend on the species alone."""
-
-    reads = ()
 
     def __init__(self, stage: Embed, compiler: Compiler):
         self.target, self.table = stage.target, compiler.constant(stage.table)

@@ -20,10 +20,8 @@ LARGEST = 2**15  # elements of a matrix that a program holds
 class ReadoutKernel(Kernel):
     """Kernel of a `Readout`."""
 
-    target = None
-
     def __init__(self, stage: Readout, compiler: Compiler):
-        self.reads, self.source = stage.reads, stage.source
+        self.source = stage.source
         arrays = [array for layer in stage.hidden for array in layer]
         self.weights = [compiler.constant(array) for array in (*arrays, stage.weights, stage.bias)]
         sizes = [*(matrix.shape[1] for matrix, _ in stage.hidden), stage.weights.shape[1]]

@@ -31,8 +31,6 @@ OPENING = """    n = tl.program_id(0)
 class RepelKernel(Kernel):
     """Kernel of a `Repel`."""
 
-    reads, target = (), None
-
     def __init__(self, stage: Repel, compiler: Compiler):
         tables = stage.strengths, stage.widths, stage.ends
         self.tables = [torch.as_tensor(t, device=compiler.device).double().contiguous() for t in tables]

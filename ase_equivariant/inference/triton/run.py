@@ -35,6 +35,8 @@ class Run:
         n, real = graph.n_nodes, potential.dtype
         self.device, self.dtype, self.n_nodes, self.n_graphs = device, real, n, graph.n_graphs
         self.capacity = -(-int(HEADROOM * graph.n_edges + 1) // EDGES) * EDGES
+        if self.capacity * size >= 2**31:
+            raise MemoryError(f"{graph.n_edges} edges are more than the kernels of backend 'triton' can number")
         self.key = [t.clone() for t in (graph.species, graph.batch, graph.heads, graph.attributes)]
         order = torch.argsort(graph.species, stable=True)
         heads = graph.heads[graph.batch]
@@ -71,8 +73,12 @@ class Run:
         self.edges: tuple[Tensor, ...] = ()  # of the graph whose list this is
 
     def fits(self, graph: Graph) -> bool:
+        """Whether a graph is of the same atoms, and there is room for its edges."""
+        return graph.n_edges <= self.capacity and self.is_of(graph)
+
+    def is_of(self, graph: Graph) -> bool:
         """Whether a graph differs in its positions, cell and edges alone."""
-        if graph.n_nodes != self.n_nodes or graph.n_edges > self.capacity:
+        if graph.n_nodes != self.n_nodes:
             return False
         new = graph.species, graph.batch, graph.heads, graph.attributes
         return all(a is b or torch.equal(a, b) for a, b in zip(self.key, new, strict=True))
