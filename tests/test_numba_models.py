@@ -159,7 +159,8 @@ def errors_of_file(name):
 def test_files_of_mace_torch_in_single_precision(name):
     """Against eager in float64; kernels of float64 are compiled for MODELS."""
     single, eager = errors_of_file(name).transpose(2, 0, 1)
-    assert (single < np.maximum((1e-6, 2e-5), 4 * eager)).all()
+    usual = np.maximum(eager, np.median(eager, axis=0))  # by luck, of which processors differ, eager may err by less
+    assert (single < np.maximum((1e-6, 2e-5), 4 * usual)).all()
 
 
 @needs_files

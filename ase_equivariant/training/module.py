@@ -161,8 +161,8 @@ class TrainingModule(lightning.LightningModule):
 def parameter_groups(potential: Potential, weight_decay: float) -> list[dict]:
     """Parameters by their `pace`, the factor on the learning rate; the weights of contractions, which decay, at last.
 
-    A contraction's weights of order ν are N̄^(-ν/2) smaller than where products are of A/√N̄ (see `mace`), and that much
-    slower: else products of high order, which are worth the least, would be learned first, and by heart.
+    A contraction's weights of order ν are N̄^(-ν/2) smaller than in the paper (see `mace`), and that much slower: else
+    the first steps would change products of high order the most.
     """
     paces = {id(m.weight): m.pace for m in potential.modules() if hasattr(m, "pace")}
     groups: dict[tuple[bool, float], list] = {(False, 1.0): []}
