@@ -12,6 +12,7 @@ own spline, with as many intervals N as it needs, made when a structure first ha
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +80,17 @@ class Splines:
             if error < TOLERANCE:
                 break
         return spline, error
+
+    def served(self, kind: int) -> Spline:
+        """The spline of a kind; one that is not good enough comes with a warning."""
+        spline, error = self.fit(kind)
+        if not error < TOLERANCE:
+            warnings.warn(
+                f"a radial function of this model is interpolated with a relative error of {error:.0e} for two of the "
+                "elements; backend='eager' computes it itself",
+                stacklevel=2,
+            )
+        return spline
 
 
 def interpolated(network: Network) -> tuple[Splines | Network, float]:

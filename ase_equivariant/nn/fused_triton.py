@@ -33,7 +33,6 @@ class DeviceTopology:
     by_receiver: Tensor  # [n_nodes + 1] where each node's edges begin
     by_sender: Tensor
     order: Tensor
-    n_nodes: int
 
 
 class TritonKernels:
@@ -49,22 +48,21 @@ class TritonKernels:
         nodes = torch.arange(n_nodes + 1, device=senders.device)
         sorted_senders, order = torch.sort(senders, stable=True)
         first = torch.searchsorted(receivers, nodes), torch.searchsorted(sorted_senders, nodes)
-        return DeviceTopology(senders, receivers, *first, order, n_nodes)
+        return DeviceTopology(senders, receivers, *first, order)
 
     def by_receiver(self, topology: DeviceTopology, terms: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """Σ over terms (h, Y, R) of ∂F/∂g, [n_nodes, width of the result]."""
-        out = terms[0][0].new_zeros((topology.n_nodes, self.width_out))
-        rows = topology.by_receiver, topology.order, topology.senders
-        for arrays in terms:
-            self._run("by_receiver", topology.n_nodes, *rows, *_contiguous(arrays), out)
-        return out
+        return self._by_node("by_receiver", topology.by_receiver, topology.order, topology.senders, terms)
 
     def by_sender(self, topology: DeviceTopology, terms: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """Σ over terms (g, Y, R) of ∂F/∂h, [n_nodes, width of the node features]."""
-        out = terms[0][0].new_zeros((topology.n_nodes, self.width_in))
-        rows = topology.by_sender, topology.order, topology.receivers
+        return self._by_node("by_sender", topology.by_sender, topology.order, topology.receivers, terms)
+
+    def _by_node(self, name: str, first: Tensor, order: Tensor, others: Tensor, terms: list[tuple]) -> Tensor:
+        n_nodes, width = len(first) - 1, self.width_out if name == "by_receiver" else self.width_in
+        out = terms[0][0].new_zeros((n_nodes, width))
         for arrays in terms:
-            self._run("by_sender", topology.n_nodes, *rows, *_contiguous(arrays), out)
+            self._run(name, n_nodes, first, order, others, *_contiguous(arrays), out)
         return out
 
     def by_edge(self, topology: DeviceTopology, terms: list[tuple]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from ase_equivariant.inference.program import Contract
 
 MOST = 100
 
+
 class ContractKernel:
     """Kernel of a `Contract`."""
 

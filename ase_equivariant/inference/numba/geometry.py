@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
-
 import numpy as np
 
+from ase_equivariant.inference.harmonics import gradients, products, values
 from ase_equivariant.inference.numba.compile import Compiler
 from ase_equivariant.inference.numba.run import Run
 
@@ -49,23 +48,6 @@ class GeometryKernel:
         self._backward(a, b, run.first, *arrays)
 
 
-def _monomials(ell: int) -> list[tuple[int, ...]]:
-    return list(combinations_with_replacement(range(3), ell))
-
-
-def _product(monomial: tuple[int, ...]) -> str:
-    return "p" + "".join("xyz"[i] for i in monomial) if monomial else "1.0"
-
-
-def _products(l_max: int) -> list[str]:
-    """Every monomial of the unit vector px, py, pz, from the one with a factor less."""
-    return [
-        f"{_product(m)} = {_product(m[:-1])} * {_product(m[-1:])}"
-        for ell in range(2, l_max + 1)
-        for m in _monomials(ell)
-    ]
-
-
 def _forward(harmonics: tuple[np.ndarray, ...]) -> str:
     lines = [
         "@exact",
@@ -81,11 +63,8 @@ def _forward(harmonics: tuple[np.ndarray, ...]) -> str:
         "        px, py, pz = v[0] / r, v[1] / r, v[2] / r",
         "        y[0] = real(1.0)",
     ]
-    lines += [f"        {line}" for line in _products(len(harmonics))]
-    for ell, matrix in enumerate(harmonics, 1):
-        for m, row in enumerate(matrix):
-            terms = [f"{c!r} * {_product(x)}" for c, x in zip(row.tolist(), _monomials(ell), strict=True) if c]
-            lines.append(f"        y[{ell * ell + m}] = {' + '.join(terms)}")
+    lines += [f"        {line}" for line in products(len(harmonics))]
+    lines += [f"        y[{place}] = {value}" for place, value in values(harmonics)]
     return "\n".join(lines) + "\n"
 
 
@@ -99,17 +78,9 @@ def _backward(harmonics: tuple[np.ndarray, ...]) -> str:
         "        px, py, pz = -v[0] / r, -v[1] / r, -v[2] / r",
         "        gx = gy = gz = 0.0",
     ]
-    lines += [f"        {line}" for line in _products(len(harmonics) - 1)]
+    lines += [f"        {line}" for line in products(len(harmonics) - 1)]
     for ell, matrix in enumerate(harmonics, 1):
-        for column, monomial in enumerate(_monomials(ell)):
-            used = [(c, m) for m, c in enumerate(matrix[:, column].tolist()) if c]
-            if not used:
-                continue
-            lines.append(f"        q = {' + '.join(f'{c!r} * dy[{ell * ell + m}]' for c, m in used)}")
-            for axis in sorted(set(monomial)):
-                rest = list(monomial)
-                rest.remove(axis)
-                lines.append(f"        g{'xyz'[axis]} += {float(monomial.count(axis))} * q * {_product(tuple(rest))}")
+        lines += [f"        {line}" for line in gradients(ell, matrix, lambda m, ell=ell: f"dy[{ell * ell + m}]")]
     lines += [
         "        along = gx * px + gy * py + gz * pz",
         *(f"        o[{i}] = (g{x} - along * p{x}) / r + drs[e] * p{x}" for i, x in enumerate("xyz")),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from ase_equivariant.inference.bsplines import SLOPES, VALUES, horner
 from ase_equivariant.inference.numba.lanes import aligned
 from ase_equivariant.inference.numba.networks import network_source
 from ase_equivariant.inference.radial import Network
-from ase_equivariant.inference.splines import DEGREE, STRETCH, TOLERANCE, Spline, Splines
+from ase_equivariant.inference.splines import DEGREE, STRETCH, Spline, Splines
 
 EDGES = 16
 
@@ -85,7 +83,7 @@ class Interpolated:
             if len(missing) > 0:
                 places = places.copy()
                 places[missing] = np.arange(len(missing)) + len(arrays[2])
-                arrays = _joined(arrays, [self._fit(kind) for kind in missing.tolist()])
+                arrays = _joined(arrays, [self.splines.served(kind) for kind in missing.tolist()])
             self._known = species.tobytes(), places, arrays
         return places[self.splines.kinds], *arrays
 
@@ -119,16 +117,6 @@ class Interpolated:
             lines.append(f"d = load(other, row + {j * self.num_weights} + {column}, {lanes})")
             lines.append(f"x, dx = fma(v{j}, d, x), {f'fma(s{j}, d, dx)' if j else 'mul(s0, d)'}")
         return lines
-
-    def _fit(self, kind: int) -> Spline:
-        spline, error = self.splines.fit(kind)
-        if not error < TOLERANCE:
-            warnings.warn(
-                f"a radial function of this model is interpolated with a relative error of {error:.0e} for two of the "
-                "elements; backend='eager' computes it itself",
-                stacklevel=2,
-            )
-        return spline
 
 
 def _joined(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], splines: list[Spline]) -> tuple[np.ndarray, ...]:

@@ -6,12 +6,11 @@ by a single bit, on how many more are listed.
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
-
 import numpy as np
 import torch
 import triton
 
+from ase_equivariant.inference.harmonics import gradients, products, values
 from ase_equivariant.inference.triton.compile import Compiler, Kernel
 from ase_equivariant.inference.triton.run import Run
 
@@ -142,9 +141,7 @@ class GeometryKernel(Kernel):
         grid, listed = (triton.cdiv(run.capacity, EDGES),), run.listed
         atoms = run.origin, run.batch
         ends = listed.first, run.n_nodes, listed.senders, listed.receivers
-        self._measure[grid](
-            *ends, *atoms, listed.shifts, run.positions, run.cells, run.near, run.cutoff, B=EDGES
-        )
+        self._measure[grid](*ends, *atoms, listed.shifts, run.positions, run.cells, run.near, run.cutoff, B=EDGES)
         torch.cumsum(run.near, 0, dtype=torch.int32, out=run.counts)
         picked = run.first, run.senders, run.receivers, run.opposite, run.shifts
         grid_or_nodes = (triton.cdiv(max(run.capacity, run.n_nodes + 1), EDGES),)
@@ -169,23 +166,6 @@ class GeometryKernel(Kernel):
 INSIDE = ["e = tl.program_id(0) * B + tl.arange(0, B)", "inside = e < tl.load(first + n_nodes)"]
 
 
-def _monomials(ell: int) -> list[tuple[int, ...]]:
-    return list(combinations_with_replacement(range(3), ell))
-
-
-def _product(monomial: tuple[int, ...]) -> str:
-    return "p" + "".join("xyz"[i] for i in monomial) if monomial else "1.0"
-
-
-def _products(l_max: int) -> list[str]:
-    """Every monomial of the unit vector px, py, pz, from the one with a factor less."""
-    return [
-        f"{_product(m)} = {_product(m[:-1])} * {_product(m[-1:])}"
-        for ell in range(2, l_max + 1)
-        for m in _monomials(ell)
-    ]
-
-
 def _kernel(name: str, arguments: str, lines: list[str]) -> str:
     body = "\n".join(f"    {line}" for line in lines)
     return f"@sized\ndef {name}({arguments}, B: tl.constexpr):\n{body}\n\n\n"
@@ -200,12 +180,9 @@ def _forward(harmonics: tuple[np.ndarray, ...]) -> str:
         "px, py, pz = v0 / r, v1 / r, v2 / r",
         f"y = ys + e * {(len(harmonics) + 1) ** 2}",
         "tl.store(y, inside.to(REAL), mask=inside)",
-        *_products(len(harmonics)),
+        *products(len(harmonics)),
+        *(f"tl.store(y + {place}, {value}, mask=inside)" for place, value in values(harmonics)),
     ]
-    for ell, matrix in enumerate(harmonics, 1):
-        for m, row in enumerate(matrix):
-            terms = [f"{c!r} * {_product(x)}" for c, x in zip(row.tolist(), _monomials(ell), strict=True) if c]
-            lines.append(f"tl.store(y + {ell * ell + m}, {' + '.join(terms)}, mask=inside)")
     arguments = "first, n_nodes, senders, receivers, origin, batch, shifts, positions, cells, vectors, lengths, ys"
     return _kernel("geometry", arguments, lines)
 
@@ -219,20 +196,12 @@ def _backward(harmonics: tuple[np.ndarray, ...]) -> str:
         f"y = dys + e * {(len(harmonics) + 1) ** 2}",
         "gx = tl.zeros([B], tl.float64)",
         "gy, gz = gx, gx",
-        *_products(len(harmonics) - 1),
+        *products(len(harmonics) - 1),
     ]
     for ell, matrix in enumerate(harmonics, 1):
         for m in range(2 * ell + 1):
             lines.append(f"d{m} = tl.load(y + {ell * ell + m}, mask=inside, other=0.0).to(tl.float64)")
-        for column, monomial in enumerate(_monomials(ell)):
-            used = [(c, m) for m, c in enumerate(matrix[:, column].tolist()) if c]
-            if not used:
-                continue
-            lines.append(f"q = {' + '.join(f'{c!r} * d{m}' for c, m in used)}")
-            for axis in sorted(set(monomial)):
-                rest = list(monomial)
-                rest.remove(axis)
-                lines.append(f"g{'xyz'[axis]} += {float(monomial.count(axis))} * q * {_product(tuple(rest))}")
+        lines += gradients(ell, matrix, "d{}".format)
     lines += [
         "along = gx * px + gy * py + gz * pz",
         "dr = tl.load(drs + e, mask=inside, other=0.0) + tl.load(y, mask=inside, other=0.0)",

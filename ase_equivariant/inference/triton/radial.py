@@ -12,7 +12,6 @@ own.
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ase_equivariant.inference.bsplines import SLOPES, VALUES, horner
 from ase_equivariant.inference.radial import Network
-from ase_equivariant.inference.splines import DEGREE, STRETCH, TOLERANCE, Spline, Splines
+from ase_equivariant.inference.splines import DEGREE, STRETCH, Splines
 from ase_equivariant.inference.triton.compile import Compiler
 from ase_equivariant.inference.triton.networks import TorchNetwork
 from ase_equivariant.inference.triton.run import Run
@@ -108,8 +107,8 @@ class Interpolated(_Radial):
 
     def __init__(self, splines: Splines, compiler: Compiler):
         super().__init__(splines, compiler)
-        self.splines, self._locate = splines, compiler(LOCATE)["locate"]
-        self._fit, self._of_kinds = lru_cache(maxsize=None)(self._fit), lru_cache(maxsize=4)(self._of_kinds)
+        self._locate = compiler(LOCATE)["locate"]
+        self._served, self._of_kinds = lru_cache(maxsize=None)(splines.served), lru_cache(maxsize=4)(self._of_kinds)
 
     def prepare(self, run: Run) -> list[dict[str, Tensor]]:
         needed = tuple(self.needed(run))
@@ -150,20 +149,10 @@ class Interpolated(_Radial):
     def _of_kinds(self, kinds: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients, slopes and constants: cutoff, number of intervals and first row of each kind."""
         table, other, constants, row = [], [], [], 0
-        for spline in map(self._fit, kinds):
+        for spline in map(self._served, kinds):
             table.append(spline.coefficients)
             other.append(np.pad(spline.slopes, ((0, 1), (0, 0))))
             constants.append((spline.cutoff, spline.n_intervals, row))
             row += len(spline.coefficients)
         arrays = (self.compiler.constant(np.concatenate(part)) for part in (table, other))
         return *arrays, torch.tensor(constants, dtype=torch.float64, device=self.compiler.device)
-
-    def _fit(self, kind: int) -> Spline:
-        spline, error = self.splines.fit(kind)
-        if not error < TOLERANCE:
-            warnings.warn(
-                f"a radial function of this model is interpolated with a relative error of {error:.0e} for two of the "
-                "elements; backend='eager' computes it itself",
-                stacklevel=2,
-            )
-        return spline
