@@ -5,19 +5,29 @@
 with e the basis, f the envelope and x the transformed distance, r itself where there is no transform; as in `nn.radial`
 and `nn.transforms`. Edges whose radial functions are the same, and a table of them as well, are of one kind. Lengths go
 up to the cutoff: a network with biases does not vanish beyond it.
+
+Formulas take arrays of numpy or of torch, and a `kind` that is one for all edges or an array; so a network whose own
+arrays are torch's runs on a GPU.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
+import torch
 from scipy.special import expit
 
 LAYER_NORM = 1e-5  # ε
 _NEAR = 1e-12  # Å; stands for zero, where Bessel functions are a limit
 
-Pair = tuple[np.ndarray, np.ndarray]  # values and slopes
+Array = np.ndarray | torch.Tensor
+Pair = tuple[Array, Array]  # values and slopes
+
+
+def _library(x: Array) -> ModuleType:
+    return np if isinstance(x, np.ndarray) else torch
 
 
 @dataclass(frozen=True)
@@ -39,24 +49,24 @@ class Basis:
         """Of the Gaussians, Å."""
         return self.cutoff / max(self.count - 1, 1)
 
-    def functions(self, x: np.ndarray) -> Pair:
+    def functions(self, x: Array) -> Pair:
         """[n, num_bessel] each."""
-        x = x[:, None]
+        library, x = _library(x), x[:, None]
         if self.kind == "bessel":
-            gain, phase = np.sqrt(2.0 / 3.0) * self.cutoff, x * self.frequencies
-            values = gain * np.sin(phase) / x
-            return values, (gain * self.frequencies * np.cos(phase) - values) / x
+            gain, phase = (2.0 / 3.0) ** 0.5 * self.cutoff, x * self.frequencies
+            values = gain * library.sin(phase) / x
+            return values, (gain * self.frequencies * library.cos(phase) - values) / x
         if self.kind == "gaussian":
-            z = x / self.spacing - np.arange(self.count)
-            values = np.exp(-0.5 * z * z)
+            z = x / self.spacing - library.ones_like(self.frequencies).cumsum(0) + 1.0  # 0, 1, 2, … spacings
+            values = library.exp(-0.5 * z * z)
             return values, -z * values / self.spacing
-        values, slopes = [np.ones_like(x), x], [np.zeros_like(x), np.ones_like(x)]
+        values, slopes = [library.ones_like(x), x], [library.zeros_like(x), library.ones_like(x)]
         for _ in range(self.count - 1):
             slopes.append(2.0 * values[-1] + 2.0 * x * slopes[-1] - slopes[-2])
             values.append(2.0 * x * values[-1] - values[-2])
-        return np.hstack(values[1:]), np.hstack(slopes[1:])
+        return library.hstack(values[1:]), library.hstack(slopes[1:])
 
-    def envelope(self, r: np.ndarray) -> Pair:
+    def envelope(self, r: Array) -> Pair:
         """[n, 1] each."""
         p, x = float(self.power), r[:, None] / self.cutoff
         a, b, c = (p + 1.0) * (p + 2.0) / 2.0, p * (p + 2.0), p * (p + 1.0) / 2.0
@@ -70,11 +80,11 @@ class Transform:
 
     kind: str  # "agnesi", "soft" or "soft_shift"
     constants: tuple[float, ...]
-    sizes: np.ndarray  # [kinds] Å
+    sizes: Array  # [kinds] Å
 
-    def __call__(self, r: np.ndarray, kind: int) -> Pair:
+    def __call__(self, r: Array, kind: int | Array) -> Pair:
         """[n] each."""
-        size, c = self.sizes[kind], self.constants
+        size, c, tanh = self.sizes[kind], self.constants, _library(r).tanh
         if self.kind == "agnesi":
             a, q, p = c
             x = r / size
@@ -85,12 +95,12 @@ class Transform:
         if self.kind == "soft":
             near, far = 1.5 * size, 8.0 / 3.0 * size
             steepness = c[0] / (far - near)
-            step = np.tanh(steepness * (r - 0.5 * (near + far)))
+            step = tanh(steepness * (r - 0.5 * (near + far)))
             return near + 0.5 * (r - near) * (1.0 + step), (
                 0.5 * (1.0 + step) + 0.5 * (r - near) * steepness * (1.0 - step * step)
             )
         x = 2.0 * r / size
-        step = np.tanh(x + c[0] * x ** c[1])
+        step = tanh(x + c[0] * x ** c[1])
         return r + 0.5 - 0.5 * step, 1.0 - (1.0 - step * step) * (1.0 + c[0] * c[1] * x ** (c[1] - 1.0)) / size
 
 
@@ -101,20 +111,25 @@ class Layer:
     That is LayerNorm where the mean of v is zero, as W and b can see to.
     """
 
-    weights: np.ndarray  # [1 or kinds, n_in, n_out], normalisation and gains included
-    bias: np.ndarray  # [1 or kinds, n_out]
-    norm: tuple[np.ndarray, np.ndarray] | None = None  # [1, n_out] each
+    weights: Array  # [1 or kinds, n_in, n_out], normalisation and gains included
+    bias: Array  # [1 or kinds, n_out]
+    norm: tuple[Array, Array] | None = None  # [1, n_out] each
 
-    def __call__(self, values: np.ndarray, slopes: np.ndarray, kind: int) -> Pair:
-        weights = self.weights[kind % len(self.weights)]
-        values, slopes = values @ weights + self.bias[kind % len(self.bias)], slopes @ weights
+    def __call__(self, values: Array, slopes: Array, kind: int | Array) -> Pair:
+        values, slopes = self.multiplied(values, slopes, kind)
+        values = values + (self.bias[0] if len(self.bias) == 1 else self.bias[kind])
         if self.norm is None:
             return values, slopes
         gains, shifts = self.norm
-        mean = LAYER_NORM + np.square(values).mean(1, keepdims=True)
-        change = (values * slopes).mean(1, keepdims=True) / mean
-        factors = gains / np.sqrt(mean)
+        mean = LAYER_NORM + (values * values).mean(1)[:, None]
+        change = (values * slopes).mean(1)[:, None] / mean
+        factors = gains / mean**0.5
         return factors * values + shifts, factors * (slopes - change * values)
+
+    def multiplied(self, values: Array, slopes: Array, kind: int | Array) -> Pair:
+        """Both times the matrix of the one kind."""
+        weights = self.weights[kind % len(self.weights)]
+        return values @ weights, slopes @ weights
 
 
 @dataclass(frozen=True)
@@ -131,25 +146,25 @@ class Network:
     def num_weights(self) -> int:
         return self.layers[-1].weights.shape[2]
 
-    def evaluate(self, lengths: np.ndarray, kind: int) -> Pair:
+    def evaluate(self, lengths: Array, kind: int | Array) -> Pair:
         """Values and slopes, [n, num_weights] each."""
-        lengths = np.maximum(lengths, _NEAR)
+        lengths = lengths.clip(min=_NEAR)
         envelope = self.basis.envelope(lengths)
         values, slopes = self._inputs(lengths, kind)
         if self.basis.enveloped:
             values, slopes = _product((values, slopes), envelope)
         for i, layer in enumerate(self.layers):
             if i > 0:
-                gate = expit(values)
+                gate = torch.sigmoid(values) if isinstance(values, torch.Tensor) else expit(values)
                 slopes = slopes * gate * (1.0 + values * (1.0 - gate))
                 values = values * gate
             values, slopes = layer(values, slopes, kind)
         if self.counts:
-            slopes, values = 2.0 * values * slopes, np.tanh(values * values)
+            slopes, values = 2.0 * values * slopes, _library(values).tanh(values * values)
             slopes = slopes * (1.0 - values * values)
         return (values, slopes) if self.basis.enveloped else _product((values, slopes), envelope)
 
-    def _inputs(self, lengths: np.ndarray, kind: int) -> Pair:
+    def _inputs(self, lengths: Array, kind: int | Array) -> Pair:
         if self.transform is None:
             return self.basis.functions(lengths)
         x, stretch = self.transform(lengths, kind)

@@ -23,7 +23,7 @@ from ase_equivariant.inference.bsplines import SLOPES, VALUES, horner
 from ase_equivariant.inference.radial import Network
 from ase_equivariant.inference.splines import DEGREE, STRETCH, Splines
 from ase_equivariant.inference.triton.compile import Compiler
-from ase_equivariant.inference.triton.networks import TorchNetwork
+from ase_equivariant.inference.triton.networks import of_kinds, on_device
 from ase_equivariant.inference.triton.run import Run
 
 EDGES = 128
@@ -52,7 +52,7 @@ class Exact(_Radial):
 
     def __init__(self, network: Network, compiler: Compiler):
         super().__init__(network, compiler)
-        self.network = TorchNetwork(network, compiler)
+        self.network = on_device(network, compiler)
 
     def prepare(self, run: Run) -> list[dict[str, Tensor]]:
         shape = run.capacity, self.num_weights
@@ -63,10 +63,10 @@ class Exact(_Radial):
         return kept
 
     def step(self, run: Run, kept: list[dict[str, Tensor]], forces: bool) -> None:
-        needed = self.needed(run)
+        network = of_kinds(self.network, self.needed(run))
         for one in kept[: None if forces else 1]:
             kinds = one["table"][run.species[run.receivers].long(), run.species[run.senders].long()]
-            values, slopes = self.network(run.lengths, kinds, needed)
+            values, slopes = network.evaluate(run.lengths, kinds)
             one["values"].copy_(values)
             one["slopes"].copy_(slopes)
 
