@@ -159,7 +159,14 @@ def test_radial_functions_of_elements_are_linear_in_the_bessel_functions():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("radial", "mlp"), ("interaction_first", "none"), ("l_max", 7), ("hidden_irreps", "4x0e+4x3o"), ("num_heads", 0)],
+    [
+        ("radial", "mlp"),
+        ("interaction_first", "none"),
+        ("l_max", 7),
+        ("hidden_irreps", "4x0e+4x3o"),
+        ("num_heads", 0),
+        ("bessel_decay", "1"),
+    ],
 )
 def test_a_bad_setting_is_named_with_its_value(field, value):
     with pytest.raises(ValueError, match=re.escape(f"{field} = {value!r} in the botnet config: it must be ")):
@@ -178,6 +185,7 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"l_max": 0, "hidden_irreps": "4x0e"},
         {"hidden_irreps": "5x0e+2x2e"},
         {"envelope_power": 2, "num_bessel": 3},
+        {"radial": "element", "bessel_decay": 1.0},
     ],
     ids=str,
 )

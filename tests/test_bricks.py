@@ -104,6 +104,15 @@ def test_bessel_functions_have_unit_mean_square_in_the_cutoff_sphere():
     np.testing.assert_allclose(bessel[100], [bessel_function(n, lengths[100].item()) for n in range(1, 7)], rtol=1e-10)
 
 
+def test_amplitudes_of_bessel_functions_fall_as_told_and_keep_their_mean_square():
+    even, falling = RadialBasis(4.0, 6, 5), RadialBasis(4.0, 6, 5, decay=1.5)
+    length = torch.tensor([1.3], dtype=torch.float64)
+    ratios = (falling(length) / even(length))[0].numpy()
+    np.testing.assert_allclose(ratios / ratios[0], np.arange(1.0, 7.0) ** -1.5, rtol=1e-12)
+    assert np.mean(ratios**2) == pytest.approx(1, 1e-12)
+    assert ratios[0] > 2 > 0.5 > ratios[5]
+
+
 def bessel_function(n, r, cutoff=4.0):
     return math.sqrt(2 / cutoff) * math.sin(n * math.pi * r / cutoff) / r * math.sqrt(cutoff**3 / 3)
 

@@ -20,6 +20,7 @@ BAD = {
     **dict.fromkeys(["num_species", "num_bessel", "envelope_power", "num_interactions"], [0, -1, 2.0, "2", None, True]),
     **dict.fromkeys(["readout_mlp", "num_heads"], [0, -1, 2.0, "2", None, True]),
     **dict.fromkeys(["cutoff", "avg_num_neighbors"], [0, -1.0, math.nan, math.inf, "4", None]),
+    "bessel_decay": [-0.5, 10.5, math.nan, "1", True, None],
     "radial_mlp": [64, "64", [0], [16, 1.5], None],
     "l_max": [-1, 12, 2.0, "2", None],
     "correlation": [0, 5, 2.0, "3", [2, 2, 2], [3, 0], []],
@@ -75,6 +76,7 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"num_interactions": 11},
         {"radial_mlp": [1] * 11},
         {"num_bessel": 1001},
+        {"bessel_decay": 1.0, "radial_basis": "gaussian"},
         {"envelope_power": 101},
         {"cutoff": 100.1},
         {"cutoff": True},
@@ -126,6 +128,7 @@ def test_a_config_survives_json_as_it_is():
         {"num_interactions": 3},
         {"radial_mlp": ()},
         {"num_bessel": 1, "envelope_power": 2, "readout_mlp": 1},
+        {"bessel_decay": 1.0},
     ],
     ids=str,
 )

@@ -48,6 +48,7 @@ def features_of(potential, graph):
         ("parity", 1),
         ("resnet", "yes"),
         ("trainable_bessel", None),
+        ("bessel_decay", -1.0),
         ("readout_mlp", 1.5),
         ("l_max", 7),
         ("embedding_channels", -1),
@@ -88,6 +89,7 @@ def test_without_parity_all_irreps_are_even():
         {"readout_mlp": 0},
         {"radial_mlp": ()},
         {"envelope_power": 2, "num_bessel": 3},
+        {"bessel_decay": 1.5, "trainable_bessel": True},
     ],
     ids=str,
 )

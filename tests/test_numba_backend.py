@@ -25,7 +25,7 @@ from ase_equivariant.inference.numba import Numba
 from ase_equivariant.inference.numba.lanes import COUNT
 
 CPU = torch.device("cpu")
-SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
+SMALL = {"num_bessel": 4, "bessel_decay": 0.5, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
 CONFIGS = {
     "mace": {**SMALL, "hidden_irreps": "2x0e+2x1o", "correlation": 2},
     "nequip": {

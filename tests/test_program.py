@@ -24,6 +24,7 @@ from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 RADII = (0.31, 0.76, 0.66, 1.11, 1.32)  # Å
 RADIAL = {
     "bessel": {},
+    "falling amplitudes": {"bessel_decay": 1.0},
     "gaussian": {"radial_basis": "gaussian"},
     "chebyshev": {"radial_basis": "chebyshev", "distance_transform": "agnesi", "covalent_radii": RADII},
     "late envelope": {"apply_cutoff": False},
@@ -32,7 +33,7 @@ RADIAL = {
     "soft shift": {"distance_transform": "soft_shift", "covalent_radii": RADII},
     "density": {"interaction_first": "density", "interaction": "density_residual"},
     "late density": {"interaction_first": "density", "interaction": "density", "apply_cutoff": False},
-    "pairs": {"interaction_first": "nonlinear", "interaction": "nonlinear", "apply_cutoff": False},
+    "pairs": {"interaction_first": "nonlinear", "interaction": "nonlinear", "apply_cutoff": False, "bessel_decay": 0.5},
     "pairs, agnesi": {"interaction_first": "nonlinear", "apply_cutoff": False, "distance_transform": "agnesi"},
 }
 RADIAL["pairs, agnesi"] |= {"interaction": "nonlinear", "covalent_radii": RADII}

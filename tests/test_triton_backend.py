@@ -30,7 +30,7 @@ from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import from_atoms
 
 SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}
-MACE = {**SMALL, "hidden_irreps": "2x0e+2x1o", "correlation": 2}
+MACE = {**SMALL, "bessel_decay": 1.0, "hidden_irreps": "2x0e+2x1o", "correlation": 2}
 RADII = tuple(np.linspace(0.5, 1.5, 118))
 CONFIGS = {
     "mace": MACE,

@@ -24,6 +24,7 @@ from ase_equivariant.architectures.validation import (
     INTERACTIONS,
     check_choice,
     check_common,
+    check_decay,
     check_features,
     require,
     whole,
@@ -42,6 +43,7 @@ class BOTNetConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
+    bessel_decay: float = 0.0  # p: the n-th Bessel function starts n^-p as large, and with it what varies fast
     envelope_power: int = 6
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one
@@ -54,6 +56,7 @@ class BOTNetConfig:
 
     def __post_init__(self):
         check_common(self, highest_l=6)
+        check_decay(self)
         check_choice(self, "radial", ("agnostic", "element"))
         check_choice(self, "interaction_first", INTERACTIONS)
         require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
@@ -75,7 +78,7 @@ class BOTNet(torch.nn.Module):
         channels = features[-1].dim  # even scalars
         self.embedding = normal_parameter((config.num_species, channels), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
-        self.radial = RadialBasis(config.cutoff, config.num_bessel, config.envelope_power)
+        self.radial = RadialBasis(config.cutoff, config.num_bessel, config.envelope_power, decay=config.bessel_decay)
         self.layers = torch.nn.ModuleList()
         self.readouts = torch.nn.ModuleList()
         for t in range(num_layers):

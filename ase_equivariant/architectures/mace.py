@@ -37,6 +37,7 @@ from ase_equivariant.architectures.validation import (
     check_attributes,
     check_choice,
     check_common,
+    check_decay,
     check_flag,
     check_repulsion,
     parsed,
@@ -72,6 +73,7 @@ class MACEConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
+    bessel_decay: float = 0.0  # p: the n-th Bessel function starts n^-p as large, and with it what varies fast
     envelope_power: int = 5
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths
     l_max: int = 3  # of the edges' harmonics
@@ -108,6 +110,7 @@ class MACEConfig:
             check_flag(self, name)
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
+        check_decay(self)
         check_repulsion(self)
         check_attributes(self)
         self._check_edges()
@@ -195,6 +198,7 @@ class MACE(torch.nn.Module):
             config.trainable_bessel,
             config.radial_basis,
             config.apply_cutoff,
+            config.bessel_decay,
         )
         self.transform = None
         if config.distance_transform != "none":

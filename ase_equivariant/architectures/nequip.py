@@ -33,6 +33,7 @@ from ase_equivariant.architectures.validation import (
     MAX_CHANNELS,
     check_choice,
     check_common,
+    check_decay,
     check_features,
     check_flag,
     check_repulsion,
@@ -56,6 +57,7 @@ class NequIPConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
+    bessel_decay: float = 0.0  # p: the n-th Bessel function starts n^-p as large, and with it what varies fast
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
@@ -75,6 +77,7 @@ class NequIPConfig:
 
     def __post_init__(self):
         check_common(self, highest_l=6)
+        check_decay(self)
         check_repulsion(self)
         numbers = self.species_neighbors
         proper = isinstance(numbers, list | tuple) and len(numbers) in (0, self.num_species)
@@ -108,7 +111,8 @@ class NequIP(torch.nn.Module):
         features[0] = o3.Irreps([(config.embedding_channels or channels, "0e")])
         self.embedding = normal_parameter((config.num_species, features[0].dim), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
-        self.radial = RadialBasis(config.cutoff, config.num_bessel, config.envelope_power, config.trainable_bessel)
+        basis = config.cutoff, config.num_bessel, config.envelope_power, config.trainable_bessel
+        self.radial = RadialBasis(*basis, decay=config.bessel_decay)
         self.layers = torch.nn.ModuleList(
             Layer(config, features[t], features[t + 1], t == 0, generator) for t in range(config.num_interactions)
         )

@@ -43,8 +43,19 @@ def check_common(config: object, highest_l: int = 11) -> None:
     require(whole(config.l_max, 0, highest_l), config, "l_max", f"a whole number from 0 to {highest_l}")
 
 
+def check_decay(config: object) -> None:
+    proper = _number(config.bessel_decay) and 0 <= config.bessel_decay <= 10
+    require(proper, config, "bessel_decay", "a number from 0 to 10")
+    basis = getattr(config, "radial_basis", "bessel")
+    require(basis == "bessel" or config.bessel_decay == 0, config, "bessel_decay", f"0 with radial_basis = {basis!r}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _positive(value: object, high: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= high and value < math.inf
+    return _number(value) and 0 < value <= high and value < math.inf
 
 
 def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:

@@ -1,10 +1,11 @@
 """Radial functions: Bessel basis, smooth envelope, and the multilayer perceptron that turns them into path weights.
 
-    e_n(r) = √(2/r_c) sin(nπr/r_c)/r · √(r_c³/3) · f(r/r_c)           (DimeNet eqs. 7 and 8; NequIP eq. 6)
+    e_n(r) = a_n √(2/r_c) sin(nπr/r_c)/r · √(r_c³/3) · f(r/r_c)       (DimeNet eqs. 7 and 8; NequIP eq. 6)
     R_k,path(r) = MLP(e_1(r) … e_N(r))                                (no bias, so R vanishes smoothly at r_c)
 
-√(r_c³/3) gives each Bessel function unit mean square over the cutoff sphere, so that the network starts with inputs of
-order one.
+√(r_c³/3) gives Bessel functions unit mean square over the cutoff sphere, so that the network starts with inputs of
+order one. a_n ~ n^-p is the smoothness prior of linear models (Witt et al. 2023, arXiv 2309.03161): with p = 0 all a_n
+are one, with p > 0 a network takes long to learn what varies fast, and prefers smooth functions where data say little.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class RadialBasis(torch.nn.Module):
     kind : "bessel" for the functions above, "gaussian" for a row of Gaussians from 0 to the cutoff, as wide as their
         spacing, "chebyshev" for T_1 … T_N
     trainable : frequencies of the Bessel functions are nπ/r_c and learned from there on
+    decay : p of the amplitudes a_n ~ n^-p of Bessel functions, whose mean square is one
     enveloped : False leaves the envelope to whoever uses the functions
     """
 
@@ -41,11 +43,15 @@ class RadialBasis(torch.nn.Module):
         trainable: bool = False,
         kind: str = "bessel",
         enveloped: bool = True,
+        decay: float = 0.0,
     ):
         super().__init__()
         self.cutoff, self.power, self.kind, self.enveloped = cutoff, envelope_power, kind, enveloped
         self.spacing = cutoff / max(num_bessel - 1, 1)
-        frequencies = math.pi / cutoff * torch.arange(1, num_bessel + 1, dtype=torch.float64)
+        numbers = torch.arange(1, num_bessel + 1, dtype=torch.float64)
+        amplitudes = numbers**-decay
+        self.register_buffer("amplitudes", amplitudes / amplitudes.square().mean().sqrt(), persistent=False)
+        frequencies = math.pi / cutoff * numbers
         if trainable:
             self.frequencies = torch.nn.Parameter(frequencies)
         else:
@@ -60,7 +66,8 @@ class RadialBasis(torch.nn.Module):
 
     @torch.jit.export
     def numerators(self, x: Tensor) -> Tensor:
-        return math.sqrt(2.0 / 3.0) * self.cutoff * torch.sin(x.unsqueeze(-1) * self.frequencies)
+        gains = math.sqrt(2.0 / 3.0) * self.cutoff * self.amplitudes
+        return gains * torch.sin(x.unsqueeze(-1) * self.frequencies)
 
     @torch.jit.export
     def functions(self, x: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ from ase_equivariant.potential import Potential
 
 LOWERED = {MACE: mace, NequIP: nequip, BOTNet: botnet}
 # settings that the modules tell by themselves, in every architecture that has them
-PLAIN = {"num_species", "cutoff", "avg_num_neighbors", "num_bessel", "trainable_bessel", "envelope_power", "radial_mlp"}
-PLAIN |= {"l_max", "parity", "hidden_irreps", "num_interactions", "readout_mlp", "num_heads", "pair_repulsion"}
+PLAIN = {"num_species", "cutoff", "avg_num_neighbors", "num_bessel", "trainable_bessel", "bessel_decay"}
+PLAIN |= {"envelope_power", "radial_mlp", "l_max", "parity", "hidden_irreps", "num_interactions", "readout_mlp"}
+PLAIN |= {"num_heads", "pair_repulsion"}
 
 
 def lower(potential: Potential, exact: bool) -> Program:

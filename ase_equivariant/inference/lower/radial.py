@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ class RadialWriter:
         if type(module) is not radial.RadialBasis or type(transform) not in (type(None), transforms.DistanceTransform):
             raise CannotLowerError(f"radial basis {type(module).__name__}, transform {type(transform).__name__}")
         self.basis = Basis(module.kind, module.cutoff, module.power, array(module.frequencies), module.enveloped)
+        self.amplitudes = array(module.amplitudes)
         self.num_species = len(model.embedding)
         self.transform, self.kinds = None, np.zeros((self.num_species, self.num_species), np.int64)
         if transform is not None:
@@ -41,7 +43,7 @@ class RadialWriter:
             layers, kinds = (Layer(*biased_weights(module)),), kinds + np.arange(self.num_species)  # by the sender
         else:
             raise CannotLowerError(f"radial functions {type(module).__name__}")
-        return Network(self.basis, self.transform, layers, kinds, counts)
+        return self._network(self.transform, layers, kinds, counts)
 
     def _of_pairs(self, module: radial.PairMLP, counts: bool) -> Network:
         """Each pair of receiver and sender is a kind: its species are a bias of the first layer."""
@@ -52,7 +54,12 @@ class RadialWriter:
         layers = [Layer(w, b) for w, b in zip(weights, (bias[0] + ends, *bias[1:]), strict=True)]
         for i, scaling in enumerate(module.norms):
             layers[i] = _normalised(layers[i], scaling)
-        return Network(self.basis, transform, tuple(layers), kinds, counts)
+        return self._network(transform, layers, kinds, counts)
+
+    def _network(self, transform: Transform | None, layers: Sequence[Layer], *rest) -> Network:
+        """Amplitudes of the basis become a factor of the first layer's weights."""
+        first = replace(layers[0], weights=self.amplitudes[:, None] * layers[0].weights)
+        return Network(self.basis, transform, (first, *layers[1:]), *rest)
 
 
 def _normalised(layer: Layer, module: torch.nn.Module) -> Layer:
