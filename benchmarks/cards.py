@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PAGES = HERE.parent / "README.md", HERE.parent / "models" / "README.md"
+PAGES = [HERE.parent / name for name in ("README.md", "models/README.md", "docs/design_space.md")]
 PLACE = re.compile(r"(<!-- (results/\w+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

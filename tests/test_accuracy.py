@@ -15,6 +15,7 @@ pytest.importorskip("lightning")
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks" / "accuracy"))
+import ablation  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 from sets import ARCHITECTURES, SETS  # noqa: E402
@@ -53,6 +54,22 @@ def test_results_stand_beside_published_ones_and_make_learning_curves(tmp_path):
     assert "| **MACE, ours** | 0.50 / 5.0 | 0.50 / 5.0 | 7.0 | 7.0 | 1,234 | 20 |" in text
     assert "- H transfer: 14; MACE 12" in text
     assert text.index("| MACE | 50 |") < text.index("| MACE | 500 |")
+
+
+def test_ablations_name_what_differs_between_their_runs():
+    runs = [
+        {
+            "settings": {"model.l_max": l_max, "run.max_epochs": 2},
+            "errors": {"validation": {"forces_rmse": 4.96 + l_max}},
+        }
+        for l_max in (1, 2)
+    ]
+    assert ablation.markdown(runs).splitlines() == [
+        "| `l_max` | validation, meV/Å |",
+        "| --- | --- |",
+        "| 1 | 6.0 |",
+        "| 2 | 7.0 |",
+    ]
 
 
 def pair(energy: float, label: float, kind: str = "a") -> run.Pair:
