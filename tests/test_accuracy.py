@@ -54,6 +54,10 @@ def test_results_stand_beside_published_ones_and_make_learning_curves(tmp_path):
     assert "| **MACE, ours** | 0.50 / 5.0 | 0.50 / 5.0 | 7.0 | 7.0 | 1,234 | 20 |" in text
     assert "- H transfer: 14; MACE 12" in text
     assert text.index("| MACE | 50 |") < text.index("| MACE | 500 |")
+    brief = (tmp_path / "accuracy_brief.md").read_text()
+    assert "|  | AcAc 300 K | AcAc 600 K | 3BPA 300 K |" in brief
+    assert "| MACE, published | 5.1 | 22.4 | 8.8 | 21.8 | 62.0 | 2.1 | 6.6 |" in brief
+    assert "| **MACE, ours** | 5.0 | 5.0 | – | – | – | – | – |" in brief
 
 
 def test_ablations_name_what_differs_between_their_runs():

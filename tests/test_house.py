@@ -130,7 +130,9 @@ def test_reference_lattice_constants_follow_from_the_volumes(symbol, atoms_per_c
 
 def test_tables_of_readme_and_model_cards_are_the_result_files():
     benchmarks = runpy.run_path(ROOT / "benchmarks" / "cards.py")
-    readme, cards = benchmarks["PAGES"]
-    assert [benchmarks["filled"](page) for page in (readme, cards)] == [readme.read_text(), cards.read_text()]
-    assert "<!-- results/peers_brief.md -->\n|" in readme.read_text()
-    assert "<!-- results/mlearn.md -->\n|" in cards.read_text()
+    readme, cards, space = texts = [page.read_text() for page in benchmarks["PAGES"]]
+    assert [benchmarks["filled"](page) for page in benchmarks["PAGES"]] == texts
+    assert "<!-- results/peers_brief.md -->\n|" in readme
+    assert "<!-- results/accuracy_brief.md -->\n|" in readme
+    assert "<!-- results/mlearn.md -->\n|" in cards
+    assert "<!-- results/ablation.md -->\n|" in space

@@ -1,5 +1,7 @@
 """The tables of results/accuracy.md: our models beside published ones, and what was not run with its command.
 
+Those of forces alone, as README shows them, go to results/accuracy_brief.md.
+
 python benchmarks/accuracy/tables.py [--results FOLDER]
 """
 
@@ -23,6 +25,7 @@ one CPU core, or on a share of the GPU that stands beside the minutes; each stan
 the configuration and the command that made it.
 """
 CAPITALS = {"mace": "MACE", "nequip": "NequIP", "botnet": "BOTNet"}
+BRIEF = {"acac": "AcAc", "3bpa": "3BPA", "rmd17_ethanol": "ethanol", "rmd17_aspirin": "aspirin"}
 
 
 def main() -> None:
@@ -34,10 +37,26 @@ def result_name(name: str, architecture: str, frames: int | None = None) -> str:
 
 
 def write_tables(results: Path) -> str:
-    """Write accuracy.md from the JSON files of the folder."""
+    """Write accuracy.md, which is returned, and accuracy_brief.md from the JSON files of the folder."""
+    (results / "accuracy_brief.md").write_text(brief(results))
     text = HEAD + "".join(section(name, benchmark, results) for name, benchmark in SETS.items())
     (results / "accuracy.md").write_text(text)
     return text
+
+
+def brief(results: Path) -> str:
+    """Errors of forces alone, each published model above ours."""
+    columns = [f"{short} {test}".removesuffix(" test") for name, short in BRIEF.items() for test in SETS[name].tests]
+    rows = []
+    for architecture, label in CAPITALS.items():
+        published = [pair.split(" / ")[1] for name in BRIEF for pair in SETS[name].published[label]]
+        rows.append([f"{label}, published", *published])
+        row = [f"**{label}, ours**"]
+        for name in BRIEF:
+            result = read(results / f"{result_name(name, architecture)}.json")
+            row += errors(result, SETS[name], "forces", 1) if result else ["–"] * len(SETS[name].tests)
+        rows.append(row)
+    return table(["", *columns], rows)
 
 
 def section(name: str, benchmark: Benchmark, results: Path) -> str:
@@ -62,12 +81,17 @@ def read(path: Path) -> dict | None:
 
 def cells(result: dict, benchmark: Benchmark) -> list[str]:
     """Errors of one of our models on every test, its parameters and its minutes of training."""
-    pairs = [result["tests"][test] for test in benchmark.tests]
-    row = [f"{p['energy'][benchmark.error]:.2f} / {p['forces'][benchmark.error]:.1f}" for p in pairs]
+    pairs = zip(errors(result, benchmark, "energy", 2), errors(result, benchmark, "forces", 1), strict=True)
+    row = [f"{energy} / {forces}" for energy, forces in pairs]
     row += [f"{result['curves'][curve]['relative_energy'][benchmark.error]:.1f}" for curve in benchmark.curves]
     device = result.get("device", "CPU")
     where = "" if device == "CPU" else f", {device}"
     return [*row, f"{result['parameters']:,}", f"{result['minutes']:.0f}{where}"]
+
+
+def errors(result: dict, benchmark: Benchmark, kind: str, digits: int) -> list[str]:
+    """Of energies or forces, on every test."""
+    return [f"{result['tests'][test][kind][benchmark.error]:.{digits}f}" for test in benchmark.tests]
 
 
 def heights(name: str, benchmark: Benchmark, results: Path) -> str:
