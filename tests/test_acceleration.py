@@ -19,7 +19,7 @@ from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 from ase_equivariant.training.acceleration import accelerated
 
 MODELS = [
-    ("mace", {"hidden_irreps": "8x0e"}),
+    ("mace", {"hidden_irreps": "8x0e", "bessel_decay": 1.0}),
     ("mace", {"hidden_irreps": "8x0e+8x1o"}),
     ("nequip", {}),
     ("nequip", {"parity": False, "hidden_irreps": "3x0e+4x1e", "num_interactions": 2}),

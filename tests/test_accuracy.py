@@ -1,6 +1,7 @@
 """The accuracy benchmarks: every set has a configuration of every architecture, and a row of the table."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import tables  # noqa: E402
 from sets import ARCHITECTURES, SETS  # noqa: E402
 
 from ase_equivariant.architectures import build_unweighted  # noqa: E402
+from ase_equivariant.training.ablate import grid  # noqa: E402
 from ase_equivariant.training.config import read_config  # noqa: E402
 
 PAIRS = [(name, architecture) for name in SETS for architecture in ARCHITECTURES]
@@ -50,11 +52,14 @@ def test_results_stand_beside_published_ones_and_make_learning_curves(tmp_path):
     result |= {"tests": {"300 K": found, "600 K": found}, "curves": {"dihedral": curve, "H transfer": curve}}
     (tmp_path / "accuracy_acac_mace.json").write_text(json.dumps(result))
     (tmp_path / "accuracy_acac_mace_50.json").write_text(json.dumps({**result, "frames": 50}))
+    result["tests"] = {"test": found}
+    (tmp_path / "accuracy_rmd17_ethanol_nequip.json").write_text(json.dumps(result))
     text = tables.write_tables(tmp_path)
     assert "| **MACE, ours** | 0.50 / 5.0 | 0.50 / 5.0 | 7.0 | 7.0 | 1,234 | 20 |" in text
     assert "- H transfer: 14; MACE 12" in text
     assert text.index("| MACE | 50 |") < text.index("| MACE | 500 |")
     brief = (tmp_path / "accuracy_brief.md").read_text()
+    assert "| **NequIP, ours** | – | – | – | – | – | 3.0 | – |" in brief  # a mean absolute error
     assert "|  | AcAc 300 K | AcAc 600 K | 3BPA 300 K |" in brief
     assert "| MACE, published | 5.1 | 22.4 | 8.8 | 21.8 | 62.0 | 2.1 | 6.6 |" in brief
     assert "| **MACE, ours** | 5.0 | 5.0 | – | – | – | – | – |" in brief
@@ -74,6 +79,20 @@ def test_ablations_name_what_differs_between_their_runs():
         "| 1 | 6.0 |",
         "| 2 | 7.0 |",
     ]
+
+
+def test_the_ablation_is_one_of_its_configuration():
+    _, raw = read_config(run.CONFIGS / "3bpa_mace.yaml")
+    assert [point.settings["model.bessel_decay"] for point in grid(raw, ablation.VARY)] == [0, 1, 2]
+
+
+def test_tables_are_those_of_the_results(tmp_path):
+    results = ROOT / "benchmarks" / "results"
+    for path in results.glob("accuracy_*.json"):
+        shutil.copy(path, tmp_path)
+    tables.write_tables(tmp_path)
+    for name in ("accuracy.md", "accuracy_brief.md"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()
 
 
 def pair(energy: float, label: float, kind: str = "a") -> run.Pair:

@@ -128,7 +128,7 @@ def test_reference_lattice_constants_follow_from_the_volumes(symbol, atoms_per_c
         assert reference[source]["lattice_constant"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_tables_of_readme_and_model_cards_are_the_result_files():
+def test_tables_of_readme_cards_and_docs_are_the_result_files():
     benchmarks = runpy.run_path(ROOT / "benchmarks" / "cards.py")
     readme, cards, space = texts = [page.read_text() for page in benchmarks["PAGES"]]
     assert [benchmarks["filled"](page) for page in benchmarks["PAGES"]] == texts

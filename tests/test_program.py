@@ -31,12 +31,12 @@ RADIAL = {
     "agnesi": {"distance_transform": "agnesi", "covalent_radii": RADII},
     "soft": {"distance_transform": "soft", "covalent_radii": RADII, "transform_constants": (3.0,)},
     "soft shift": {"distance_transform": "soft_shift", "covalent_radii": RADII},
-    "density": {"interaction_first": "density", "interaction": "density_residual"},
+    "density": {"interaction_first": "density", "interaction": "density_residual", "bessel_decay": 0.5},
     "late density": {"interaction_first": "density", "interaction": "density", "apply_cutoff": False},
-    "pairs": {"interaction_first": "nonlinear", "interaction": "nonlinear", "apply_cutoff": False, "bessel_decay": 0.5},
+    "pairs": {"interaction_first": "nonlinear", "interaction": "nonlinear", "apply_cutoff": False},
     "pairs, agnesi": {"interaction_first": "nonlinear", "apply_cutoff": False, "distance_transform": "agnesi"},
 }
-RADIAL["pairs, agnesi"] |= {"interaction": "nonlinear", "covalent_radii": RADII}
+RADIAL["pairs, agnesi"] |= {"interaction": "nonlinear", "covalent_radii": RADII, "bessel_decay": 0.5}
 
 
 def network(widths=(6, 16, 5), cutoff=4.0):

@@ -30,10 +30,10 @@ from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import from_atoms
 
 SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}
-MACE = {**SMALL, "bessel_decay": 1.0, "hidden_irreps": "2x0e+2x1o", "correlation": 2}
+MACE = {**SMALL, "hidden_irreps": "2x0e+2x1o", "correlation": 2}
 RADII = tuple(np.linspace(0.5, 1.5, 118))
 CONFIGS = {
-    "mace": MACE,
+    "mace": {**MACE, "bessel_decay": 1.0},
     "nequip": {
         **SMALL,
         "hidden_irreps": "3x0e+2x1o+2x1e+2x0o",
@@ -42,7 +42,14 @@ CONFIGS = {
         "resnet": True,
         "species_neighbors": (3.0, 5.0, 2.0, 7.0, 9.0),
     },
-    "botnet": {**SMALL, "hidden_irreps": "3x0e+2x1o", "num_interactions": 2, "radial": "element", "readout_mlp": 3},
+    "botnet": {
+        **SMALL,
+        "hidden_irreps": "3x0e+2x1o",
+        "num_interactions": 2,
+        "radial": "element",
+        "readout_mlp": 3,
+        "bessel_decay": 1.0,
+    },
 }
 REPULSION = {"radii": (0.6, 1.2, 1.1, 1.6, 1.9)}
 UNIVERSAL = {

@@ -73,7 +73,9 @@ class MACEConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
-    bessel_decay: float = 0.0  # p: the n-th Bessel function starts n^-p as large, and with it what varies fast
+    bessel_decay: float = (
+        0.0  # p: amplitudes n^-p of the Bessel functions; with larger p, smoother functions of distance
+    )
     envelope_power: int = 5
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths
     l_max: int = 3  # of the edges' harmonics
@@ -111,6 +113,8 @@ class MACEConfig:
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
         check_decay(self)
+        suits = self.radial_basis == "bessel" or self.bessel_decay == 0
+        require(suits, self, "bessel_decay", f"0 with radial_basis = {self.radial_basis!r}")
         check_repulsion(self)
         check_attributes(self)
         self._check_edges()

@@ -57,7 +57,9 @@ class NequIPConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
-    bessel_decay: float = 0.0  # p: the n-th Bessel function starts n^-p as large, and with it what varies fast
+    bessel_decay: float = (
+        0.0  # p: amplitudes n^-p of the Bessel functions; with larger p, smoother functions of distance
+    )
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
@@ -111,8 +113,13 @@ class NequIP(torch.nn.Module):
         features[0] = o3.Irreps([(config.embedding_channels or channels, "0e")])
         self.embedding = normal_parameter((config.num_species, features[0].dim), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
-        basis = config.cutoff, config.num_bessel, config.envelope_power, config.trainable_bessel
-        self.radial = RadialBasis(*basis, decay=config.bessel_decay)
+        self.radial = RadialBasis(
+            config.cutoff,
+            config.num_bessel,
+            config.envelope_power,
+            config.trainable_bessel,
+            decay=config.bessel_decay,
+        )
         self.layers = torch.nn.ModuleList(
             Layer(config, features[t], features[t + 1], t == 0, generator) for t in range(config.num_interactions)
         )

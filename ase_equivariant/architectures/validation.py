@@ -46,8 +46,6 @@ def check_common(config: object, highest_l: int = 11) -> None:
 def check_decay(config: object) -> None:
     proper = _number(config.bessel_decay) and 0 <= config.bessel_decay <= 10
     require(proper, config, "bessel_decay", "a number from 0 to 10")
-    basis = getattr(config, "radial_basis", "bessel")
-    require(basis == "bessel" or config.bessel_decay == 0, config, "bessel_decay", f"0 with radial_basis = {basis!r}")
 
 
 def _number(value: object) -> bool:

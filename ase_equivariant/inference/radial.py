@@ -3,8 +3,9 @@
     R(r) = MLP(e_1(x) f(r) … e_N(x) f(r))        or  f(r) MLP(e_1(x) … e_N(x))
 
 with e the basis, f the envelope and x the transformed distance, r itself where there is no transform; as in `nn.radial`
-and `nn.transforms`. Edges whose radial functions are the same, and a table of them as well, are of one kind. Lengths go
-up to the cutoff: a network with biases does not vanish beyond it.
+and `nn.transforms`, but that amplitudes of the basis are part of the first layer. Edges whose radial functions are the
+same, and a table of them as well, are of one kind. Lengths go up to the cutoff: a network with biases does not vanish
+beyond it.
 
 Formulas take arrays of numpy or of torch, and a `kind` that is one for all edges or an array; so a network whose own
 arrays are torch's runs on a GPU.
@@ -111,7 +112,7 @@ class Layer:
     That is LayerNorm where the mean of v is zero, as W and b can see to.
     """
 
-    weights: Array  # [1 or kinds, n_in, n_out], normalisation and gains included
+    weights: Array  # [1 or kinds, n_in, n_out]; normalisation, gains and the basis' amplitudes included
     bias: Array  # [1 or kinds, n_out]
     norm: tuple[Array, Array] | None = None  # [1, n_out] each
 

@@ -31,8 +31,8 @@ class RadialBasis(torch.nn.Module):
     kind : "bessel" for the functions above, "gaussian" for a row of Gaussians from 0 to the cutoff, as wide as their
         spacing, "chebyshev" for T_1 … T_N
     trainable : frequencies of the Bessel functions are nπ/r_c and learned from there on
-    decay : p of the amplitudes a_n ~ n^-p of Bessel functions, whose mean square is one
     enveloped : False leaves the envelope to whoever uses the functions
+    decay : p of the amplitudes a_n ~ n^-p of Bessel functions, whose mean square is one
     """
 
     def __init__(

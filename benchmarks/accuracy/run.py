@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def configuration(name: str, architecture: str, data: Path, frames: int | None) -> dict:
-    """The committed configuration; its training file is the one in `data`, or a part of it."""
+    """The committed configuration; its files are those in `data`, or a part of the training file."""
     raw = yaml.safe_load((CONFIGS / f"{name}_{architecture}.yaml").read_text())
     source = data / SETS[name].train
     if source.suffix == ".npz" or frames is not None:
@@ -97,11 +97,16 @@ def configuration(name: str, architecture: str, data: Path, frames: int | None) 
         source = RUNS / "data" / f"{name}_{len(everything)}.extxyz"
         source.parent.mkdir(parents=True, exist_ok=True)
         ase.io.write(source, everything)
-    if source.is_relative_to(DATA) or source.is_relative_to(ROOT):
-        raw["data"]["train"] = os.path.relpath(source, CONFIGS)
-    else:
-        raw["data"]["train"] = str(source)
+    raw["data"]["train"] = located(source)
+    if "test" in raw["data"]:
+        raw["data"]["test"] = {test: located(data / file) for test, file in SETS[name].tests.items()}
     return raw
+
+
+def located(path: Path) -> str:
+    """Relative to the configurations, unless it is somewhere else altogether."""
+    ours = path.is_relative_to(DATA) or path.is_relative_to(ROOT)
+    return os.path.relpath(path, CONFIGS) if ours else str(path)
 
 
 def frames_of(path: Path) -> list[Atoms]:

@@ -25,7 +25,7 @@ one CPU core, or on a share of the GPU that stands beside the minutes; each stan
 the configuration and the command that made it.
 """
 CAPITALS = {"mace": "MACE", "nequip": "NequIP", "botnet": "BOTNet"}
-BRIEF = {"acac": "AcAc", "3bpa": "3BPA", "rmd17_ethanol": "ethanol", "rmd17_aspirin": "aspirin"}
+BRIEF = {"acac": "AcAc", "3bpa": "3BPA", "rmd17_ethanol": "rMD17 ethanol", "rmd17_aspirin": "rMD17 aspirin"}
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def brief(results: Path) -> str:
     columns = [f"{short} {test}".removesuffix(" test") for name, short in BRIEF.items() for test in SETS[name].tests]
     rows = []
     for architecture, label in CAPITALS.items():
-        published = [pair.split(" / ")[1] for name in BRIEF for pair in SETS[name].published[label]]
-        rows.append([f"{label}, published", *published])
+        published = [float(pair.split(" / ")[1]) for name in BRIEF for pair in SETS[name].published[label]]
+        rows.append([f"{label}, published", *(f"{error:.1f}" for error in published)])
         row = [f"**{label}, ours**"]
         for name in BRIEF:
             result = read(results / f"{result_name(name, architecture)}.json")

@@ -56,10 +56,12 @@ class RadialWriter:
             layers[i] = _normalised(layers[i], scaling)
         return self._network(transform, layers, kinds, counts)
 
-    def _network(self, transform: Transform | None, layers: Sequence[Layer], *rest) -> Network:
+    def _network(
+        self, transform: Transform | None, layers: Sequence[Layer], kinds: np.ndarray, counts: bool
+    ) -> Network:
         """Amplitudes of the basis become a factor of the first layer's weights."""
         first = replace(layers[0], weights=self.amplitudes[:, None] * layers[0].weights)
-        return Network(self.basis, transform, (first, *layers[1:]), *rest)
+        return Network(self.basis, transform, (first, *layers[1:]), kinds, counts)
 
 
 def _normalised(layer: Layer, module: torch.nn.Module) -> Layer:
