@@ -43,9 +43,7 @@ class BOTNetConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
-    bessel_decay: float = (
-        0.0  # p: amplitudes n^-p of the Bessel functions; with larger p, smoother functions of distance
-    )
+    bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     envelope_power: int = 6
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one

@@ -73,9 +73,7 @@ class MACEConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
-    bessel_decay: float = (
-        0.0  # p: amplitudes n^-p of the Bessel functions; with larger p, smoother functions of distance
-    )
+    bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     envelope_power: int = 5
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths
     l_max: int = 3  # of the edges' harmonics

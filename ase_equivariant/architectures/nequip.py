@@ -57,9 +57,7 @@ class NequIPConfig:
     cutoff: float  # Å
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
-    bessel_decay: float = (
-        0.0  # p: amplitudes n^-p of the Bessel functions; with larger p, smoother functions of distance
-    )
+    bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
