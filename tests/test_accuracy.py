@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -109,6 +110,15 @@ def test_errors_are_per_molecule_and_along_paths_without_their_mean():
     paths = run.relative_errors([pair(1.5, 1.0), pair(2.5, 2.0), pair(9.0, 3.0, "b"), pair(9.0, 3.002, "b")])
     assert paths["relative_energy"]["mae"] == pytest.approx(0.5)
     assert paths["height"] == {"a": {"found": 1000, "expected": 1000}, "b": {"found": 0, "expected": 2}}
+
+
+def test_all_files_of_a_configuration_are_those_of_the_folder_of_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = run.configuration("acac", "mace", Path("elsewhere"), None)["data"]
+    files = {"train": SETS["acac"].train, **SETS["acac"].tests}
+    assert {"train": data["train"], **data["test"]} == {k: str(tmp_path / "elsewhere" / v) for k, v in files.items()}
+    ours = run.configuration("acac", "mace", run.DATA, None)["data"]
+    assert ours["train"] == yaml.safe_load((run.CONFIGS / "acac_mace.yaml").read_text())["data"]["train"]
 
 
 def test_frames_of_npz_and_parts_of_a_set_that_hold_the_smaller_ones(tmp_path, monkeypatch):

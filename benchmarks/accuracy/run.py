@@ -105,6 +105,7 @@ def configuration(name: str, architecture: str, data: Path, frames: int | None) 
 
 def located(path: Path) -> str:
     """Relative to the configurations, unless it is somewhere else altogether."""
+    path = Path(os.path.abspath(path))
     ours = path.is_relative_to(DATA) or path.is_relative_to(ROOT)
     return os.path.relpath(path, CONFIGS) if ours else str(path)
 
