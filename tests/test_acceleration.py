@@ -20,7 +20,7 @@ from ase_equivariant.training.acceleration import accelerated
 
 MODELS = [
     ("mace", {"hidden_irreps": "8x0e", "bessel_decay": 1.0}),
-    ("mace", {"hidden_irreps": "8x0e+8x1o"}),
+    ("mace", {"hidden_irreps": "8x0e+8x1o", "radial_mlp": ()}),
     ("nequip", {}),
     ("nequip", {"parity": False, "hidden_irreps": "3x0e+4x1e", "num_interactions": 2}),
     ("botnet", {"num_interactions": 2}),
