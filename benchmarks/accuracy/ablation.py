@@ -1,36 +1,61 @@
-"""What the smoothness of radial functions does to a MACE inside and outside of what it was trained on: 3BPA.
+"""What makes the radial functions of a MACE smooth, and what that does inside and outside of its training domain.
 
     python benchmarks/accuracy/ablation.py [--jobs N]
 
-The same as `ase-equivariant ablate configs/3bpa_mace.yaml` with the VARY below, on the data that this file names: a
-model of half the channels, and 25 epochs.
+A model of half the channels learns 125 structures of acetylacetone at 300 K, so long that it knows them far better than
+others of their kind. Its errors are those on the rest of the training set, and on the set's structures at 600 K; no test
+of run.py is used, so what is chosen here was not fitted to them. The same as `ase-equivariant ablate` with the
+configuration that this writes below runs/accuracy/ablation, and with VARY.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import ase.io
+import yaml
 from rich.console import Console
-from run import CONFIGS
+from run import CONFIGS, DATA, RUNS, frames_of, shuffled
+from sets import SETS
 
 from ase_equivariant.training.ablate import ablate
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from report import parser, table, write  # noqa: E402
 
-VARY = ("bessel_decay=0,1,2", "hidden_irreps=32x0e+32x1o", "run.max_epochs=25")
-VARY += ("optimizer.lr=0.03", "loss.energy=10000", "loss.forces=1000")  # gradients that are always clipped: faster
+VARY = ("radial_mlp=[64, 64],[]", "bessel_decay=0,1,2")
+STRUCTURES = 125  # validation included
+FOLDER = RUNS / "ablation"
+FILES = {"train": "train.extxyz", "300 K": "others.extxyz"}
 
 
 def main() -> None:
     arguments = parser(__doc__, model=False)
     arguments.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     args = arguments.parse_args()
-    report = ablate(CONFIGS / "3bpa_mace.yaml", VARY, args.jobs, Console(width=120))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    frames = shuffled(frames_of(DATA / SETS["acac"].train))
+    ase.io.write(FOLDER / FILES["train"], frames[:STRUCTURES])
+    ase.io.write(FOLDER / FILES["300 K"], frames[STRUCTURES:])
+    path = FOLDER / "acac_mace.yaml"
+    path.write_text(yaml.safe_dump(configuration(), sort_keys=False))
+    report = ablate(path, VARY, args.jobs, Console(width=120))
     if report["failed"]:
         raise SystemExit(f"failed: {report['failed']}")
     write(args.results, "ablation", report, markdown(report["runs"]))
+
+
+def configuration() -> dict:
+    """That of acac_mace with less of the data, a smaller model and less time; paths are relative to FOLDER."""
+    raw = yaml.safe_load((CONFIGS / "acac_mace.yaml").read_text())
+    raw["output"] = "runs"
+    warm = os.path.relpath(DATA / "acac" / "train_600K.xyz", FOLDER)
+    raw["data"] |= {"train": FILES["train"], "test": {"300 K": FILES["300 K"], "600 K": warm}}
+    raw["model"]["hidden_irreps"] = "32x0e+32x1o"
+    raw["run"] = {"max_epochs": 100}
+    return raw
 
 
 def markdown(runs: list[dict]) -> str:

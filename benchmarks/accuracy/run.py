@@ -92,8 +92,7 @@ def configuration(name: str, architecture: str, data: Path, frames: int | None) 
             if "epoch_structures" not in raw["data"]:
                 raw["run"]["max_epochs"] = round(raw["run"]["max_epochs"] * len(everything) / frames)
             raw["output"] += f"_{frames}"
-            drawn = np.random.default_rng(0).permutation(len(everything))[:frames]  # each set holds the smaller ones
-            everything = [everything[i] for i in drawn]
+            everything = shuffled(everything)[:frames]
         source = RUNS / "data" / f"{name}_{len(everything)}.extxyz"
         source.parent.mkdir(parents=True, exist_ok=True)
         ase.io.write(source, everything)
@@ -101,6 +100,11 @@ def configuration(name: str, architecture: str, data: Path, frames: int | None) 
     if "test" in raw["data"]:
         raw["data"]["test"] = {test: located(data / file) for test, file in SETS[name].tests.items()}
     return raw
+
+
+def shuffled(frames: list[Atoms]) -> list[Atoms]:
+    """In an order that is always the same, so that the first N hold the first of fewer."""
+    return [frames[i] for i in np.random.default_rng(0).permutation(len(frames))]
 
 
 def located(path: Path) -> str:
