@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 pytest.importorskip("lightning")
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 sys.path.append(str(ROOT / "benchmarks" / "accuracy"))
 import ablation  # noqa: E402
 import run  # noqa: E402
@@ -88,21 +89,36 @@ def test_the_ablation_uses_no_test_of_the_benchmark():
     points = grid(raw, ablation.VARY)
     varied = [(p.settings["model.radial_mlp"], p.settings["model.bessel_decay"]) for p in points]
     assert varied == [(widths, decay) for widths in ([64, 64], []) for decay in (0, 1, 2)]
-    used = {raw["data"]["train"], *raw["data"]["test"].values()}
+    used = {Path(name).name for name in [raw["data"]["train"], *raw["data"]["test"].values()]}
     tests = {Path(name).name for name in [*SETS["acac"].tests.values(), *SETS["acac"].curves.values()]}
-    assert {Path(name).name for name in used} == {"train.extxyz", "others.extxyz", "train_600K.xyz"}
-    assert tests == {"test_MD_300K.xyz", "test_MD_600K.xyz", "test_dihedral.xyz", "test_H_transfer.xyz"}
+    assert used == {*ablation.FILES.values(), "train_600K.xyz"}
+    assert len(tests) == 4
+    assert used.isdisjoint(tests)
     _, whole = read_config(run.CONFIGS / "acac_mace.yaml")
     assert (raw["optimizer"], raw["loss"], raw["seed"]) == (whole["optimizer"], whole["loss"], whole["seed"])
 
 
+def test_the_ablation_learns_none_of_the_structures_that_it_is_judged_by():
+    parts = ablation.split([Atoms("H", [(i, 0, 0)]) for i in range(500)])
+    trained, judged = ({atoms.positions[0, 0] for atoms in parts[name]} for name in ("train", "300 K"))
+    assert (len(trained), len(judged)) == (125, 375)
+    assert trained.isdisjoint(judged)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("accuracy_*.json")))
+def test_results_are_those_of_the_committed_configurations(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    _, raw = read_config(run.CONFIGS / f"{result['set']}_{result['architecture']}.yaml")
+    decisive = ("architecture", "model", "loss", "optimizer", "seed", "precision")
+    assert {key: result["config"][key] for key in decisive} == {key: raw[key] for key in decisive}
+
+
 def test_tables_are_those_of_the_results(tmp_path):
-    results = ROOT / "benchmarks" / "results"
-    for path in results.glob("accuracy_*.json"):
+    for path in RESULTS.glob("accuracy_*.json"):
         shutil.copy(path, tmp_path)
     tables.write_tables(tmp_path)
     for name in ("accuracy.md", "accuracy_brief.md"):
-        assert (tmp_path / name).read_text() == (results / name).read_text()
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
 
 
 def pair(energy: float, label: float, kind: str = "a") -> run.Pair:
