@@ -57,7 +57,7 @@ SETS = {
             "PACE": ["0.73 / 4.2", "3.8 / 16.9"],
         },
         note="The official tests. Published models: 2.8 million parameters each, hours on an A100. Smaller "
-        "models settled MACE's `bessel_decay: 1` by the 600 K test, its `radial_mlp: []` by train_600K.xyz, no test.",
+        "MACEs settled `bessel_decay: 1` by the 600 K test, and `radial_mlp: []` by train_600K.xyz, no test.",
     ),
     "3bpa": Benchmark(
         "3BPA, trained at 300 K",
