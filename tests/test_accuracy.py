@@ -84,7 +84,6 @@ def test_ablations_name_what_differs_between_their_runs():
 
 
 def test_the_ablation_uses_no_test_of_the_benchmark():
-    """And one of what it says it varies; what it takes from the configuration is what is not said to be otherwise."""
     raw = ablation.configuration()
     points = grid(raw, ablation.VARY)
     varied = [(p.settings["model.radial_mlp"], p.settings["model.bessel_decay"]) for p in points]
