@@ -75,7 +75,7 @@ class MACEConfig:
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     envelope_power: int = 5
-    radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths
+    radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths; none: radial functions linear in the basis
     l_max: int = 3  # of the edges' harmonics
     hidden_irreps: str = "64x0e+64x1o"  # of the messages between layers; equal channels
     num_interactions: int = 2

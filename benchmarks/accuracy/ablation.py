@@ -64,15 +64,10 @@ def configuration() -> dict:
 
 
 def markdown(runs: list[dict]) -> str:
-    """Force errors of each run on every set; only what differs between runs is named."""
-    settings = [run["settings"] for run in runs]
-    axes = [path for path in settings[0] if len({str(each[path]) for each in settings}) > 1]
-    columns = [f"`{path.split('.')[-1]}`" for path in axes]
+    """Force errors of each run on every set."""
+    columns = [f"`{path.split('.')[-1]}`" for path in runs[0]["settings"]]
     columns += [f"{name}, meV/Å" for name in runs[0]["errors"]]
-    rows = [
-        [*(run["settings"][path] for path in axes), *(f"{e['forces_rmse']:.1f}" for e in run["errors"].values())]
-        for run in runs
-    ]
+    rows = [[*run["settings"].values(), *(f"{e['forces_rmse']:.1f}" for e in run["errors"].values())] for run in runs]
     return table(columns, rows)
 
 
