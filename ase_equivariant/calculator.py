@@ -28,6 +28,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase_equivariant import inference
 from ase_equivariant.checkpoint import from_bytes, to_bytes
 from ase_equivariant.derivatives import Prediction
+from ase_equivariant.device_list import lists_for
 from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms
 from ase_equivariant.inference import background
 from ase_equivariant.inference.estimate import Estimate, estimate
@@ -126,7 +127,7 @@ class EquivariantCalculator(Calculator):
             backend, self._backend = start_fastest(self.potential, self._device, background_compile)
         else:
             self._backend = start_verified(backend, self.potential, self._device)
-        self._neighbors = VerletList(potential.cutoff)
+        self._neighbors = lists_for(potential.cutoff, self._device)
         self._info: list[int] = []  # what the model read from the info of the last atoms, which may change in place
         self.calls = 0
         self.extras: dict[str, Any] = {}
@@ -181,7 +182,7 @@ class EquivariantCalculator(Calculator):
 
     @property
     def keeps_edges(self) -> bool:
-        """Whether the backend keeps neighbour lists from step to step, see `VerletList.unfiltered`."""
+        """Whether the backend keeps neighbour lists from step to step, see `DeviceList`."""
         return getattr(self._backend, "keeps_edges", False)
 
     @_undisturbed()
@@ -231,8 +232,7 @@ class EquivariantCalculator(Calculator):
     def _evaluate(self, forces: bool, stress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """Results and extras of the calculator's atoms, from one model call."""
         cell = self.atoms.cell
-        self._neighbors.unfiltered = self.keeps_edges
-        graph = self._graph(self.atoms, self._neighbors)
+        graph = self._graph(self.atoms, self._neighbors[self.keeps_edges])
         has_volume = _has_volume(cell)
         if stress and not has_volume:
             raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")

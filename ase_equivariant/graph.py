@@ -97,7 +97,7 @@ def from_atoms(
     head: int = 0,
     attributes: Attributes = (),
 ) -> Graph:
-    """Graph of one structure, on the CPU; `atoms` is read, never modified or aliased.
+    """Graph of one structure, on the CPU but for edges of a `DeviceList`; `atoms` is read, never modified or aliased.
 
     Parameters
     ----------
@@ -129,9 +129,9 @@ def from_atoms(
         positions=torch.tensor(positions, dtype=torch.float64),
         cell=torch.tensor(cell, dtype=torch.float64).unsqueeze(0),
         species=torch.from_numpy(species),
-        senders=torch.from_numpy(senders),
-        receivers=torch.from_numpy(receivers),
-        shifts=torch.from_numpy(shifts),
+        senders=torch.as_tensor(senders),
+        receivers=torch.as_tensor(receivers),
+        shifts=torch.as_tensor(shifts),
         batch=torch.zeros(len(positions), dtype=torch.int64),
         heads=torch.tensor([head]),
         attributes=torch.tensor(attribute_values(atoms, attributes), dtype=torch.int64).expand(len(positions), -1),

@@ -15,7 +15,7 @@ import vesin
 
 COINCIDENT = 1e-3  # Å; atoms closer than this are at one place
 MAX_IMAGES = 100_000  # of one atom within the cutoff; such a cell is no structure, and its list fills the memory
-_ROUNDING = 1e-6  # Å; vesin may round differently than `_squared_lengths`, which decides
+ROUNDING = 1e-6  # Å; a search may round differently than `_squared_lengths`, which decides
 
 
 class CoincidentAtomsError(ValueError):
@@ -50,7 +50,7 @@ def neighbor_list(
 
 def count_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> int:
     """The length of `neighbor_list`, in a fraction of its memory; of a huge flat box some more."""
-    return 2 * len(_search(positions, cell, pbc, cutoff)[0])
+    return 2 * len(find_pairs(positions, cell, pbc, cutoff)[0])
 
 
 class VerletList:
@@ -63,39 +63,33 @@ class VerletList:
     Parameters
     ----------
     cutoff, skin : Å
-    unfiltered : updates return all pairs that were searched, the very same arrays until the next search, for a backend
-        that keeps them on a GPU and leaves out by itself what is beyond the cutoff
     """
 
-    def __init__(self, cutoff: float, skin: float = 0.5, unfiltered: bool = False):
+    def __init__(self, cutoff: float, skin: float = 0.5):
         if not (0 < cutoff < np.inf and 0 <= skin < np.inf):
             raise ValueError(
                 f"cutoff is {cutoff} and skin is {skin}; the cutoff must be positive and the skin not negative"
             )
         self.cutoff = float(cutoff)
         self.skin = float(skin)
-        self.unfiltered = unfiltered
         self.n_rebuilds = 0
         self._reference: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._limits = {self.cutoff + self.skin: self.cutoff}  # how near pairs of a length in the reference may be now
 
     def update(
         self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Senders, receivers and shifts of this structure, as `neighbor_list` gives them."""
         if not self._is_complete(positions, cell, pbc):
-            self._rebuild(positions, cell, pbc)
-        if self.unfiltered and self._closest > COINCIDENT:
-            return self._senders, self._receivers, self._shifts
-        squared = self._squared_lengths(positions, cell)
-        if squared.min(initial=np.inf) < COINCIDENT**2:
-            self._refuse(squared)
-        if self.unfiltered:
-            return self._senders, self._receivers, self._shifts
-        edges = np.flatnonzero((squared < self.cutoff**2).take(self._pair_of_edge))
-        return self._senders.take(edges), self._receivers.take(edges), self._shifts.take(edges, axis=0)
+            self._reference = None  # until all is there: Ctrl-C or a lack of memory may end this halfway
+            self._search(positions, cell, pbc)
+            # Copies: MD moves the caller's arrays in place.
+            self._reference = positions.copy(), cell.copy(), pbc.copy(), np.linalg.pinv(cell[pbc])
+            self.n_rebuilds += 1
+        return self._edges(positions, cell)
 
     def _is_complete(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
-        """Whether every pair that is not a candidate is provably at or beyond the cutoff; how close candidates may be.
+        """Whether every pair that is not a candidate is provably at or beyond the cutoff.
 
         With a deformation F that takes the periodic vectors of the reference to the present ones and leaves the
         directions normal to them alone, each atom is at x = x₀ F + u, so a pair's vector is r = r₀ F + u_j − u_i and
@@ -112,22 +106,24 @@ class VerletList:
         motion -= motion.sum(axis=0) / max(len(motion), 1)  # a common drift brings no pair closer
         furthest = np.sqrt(np.square(motion).sum(axis=1).max(initial=0.0))
         shrinking = np.linalg.svd(deformation, compute_uv=False)[-1]
-        self._closest = shrinking * self._reference_closest - 2.0 * furthest
-        return bool(shrinking * (self.cutoff + self.skin) - 2.0 * furthest >= self.cutoff)
+        return all(shrinking * length - 2.0 * furthest >= nearest for length, nearest in self._limits.items())
 
-    def _rebuild(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
-        """Search the candidates: each pair once for its length, and both its edges in canonical order."""
-        self._reference = None  # until all is there: Ctrl-C or a lack of memory may end this halfway
-        i, j, shifts = _search(positions, cell, pbc, self.cutoff + self.skin + _ROUNDING)
+    def _search(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+        """Find the candidates: each pair once for its length, and both its edges in canonical order."""
+        i, j, shifts = find_pairs(positions, cell, pbc, self.cutoff + self.skin + ROUNDING)
         self._pairs = i, j, shifts.T.astype(np.float64, order="C")
         senders, receivers, shifts = np.concatenate((i, j)), np.concatenate((j, i)), np.concatenate((shifts, -shifts))
         order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
         self._senders, self._receivers, self._shifts = senders[order], receivers[order], shifts[order].astype(float)
         self._pair_of_edge = order % max(len(i), 1)
-        # Copies: MD moves the caller's arrays in place.
-        self._reference = positions.copy(), cell.copy(), pbc.copy(), np.linalg.pinv(cell[pbc])
-        self._closest = self._reference_closest = self._squared_lengths(positions, cell).min(initial=np.inf) ** 0.5
-        self.n_rebuilds += 1
+
+    def _edges(self, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Those of the candidates that are shorter than the cutoff."""
+        squared = self._squared_lengths(positions, cell)
+        if squared.min(initial=np.inf) < COINCIDENT**2:
+            self._refuse(squared)
+        edges = np.flatnonzero((squared < self.cutoff**2).take(self._pair_of_edge))
+        return self._senders.take(edges), self._receivers.take(edges), self._shifts.take(edges, axis=0)
 
     def _squared_lengths(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Squared lengths of the candidate pairs, [n_pairs] Å².
@@ -151,14 +147,24 @@ class VerletList:
         )
 
 
-def _search(
+def find_pairs(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each pair within reach once, in no particular order.
+    """Each pair within reach once, in no particular order."""
+    box = periodic_box(positions, cell, pbc, reach)
+    # One thread: a search is rare, and worker threads do not survive a fork.
+    search = vesin.NeighborList(cutoff=_safe_reach(box, reach), full_list=False, n_threads=1)
+    i, j, shifts = search.compute(positions, box, True, "ijS")  # faster than vesin's mixed mode
+    pairs = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int64)
+    real = ~shifts[:, ~pbc].any(axis=1)
+    return pairs if real.all() else tuple(array[real] for array in pairs)
 
-    vesin sees a box that is periodic everywhere, which is faster than its mixed mode: non-periodic directions get
-    vectors normal to the periodic ones, and pairs with images there are dropped. The box need not hold all atoms, so
-    its size is bounded, and two fragments may be any distance apart.
+
+def periodic_box(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float) -> np.ndarray:
+    """The cell as a box that is periodic everywhere; pairs with images in directions that are not are to be dropped.
+
+    Those directions get vectors normal to the periodic ones. The box need not hold all atoms, so its size is bounded,
+    and two fragments may be any distance apart.
     """
     images = count_images(cell, pbc, reach)
     if images > MAX_IMAGES:
@@ -170,12 +176,7 @@ def _search(
     extents = 2.0 * np.abs((positions - positions[:1]) @ normals.T).max(axis=0, initial=0.0)
     box = np.array(cell, dtype=np.float64)
     box[~pbc] = normals * np.minimum(extents + reach, 30.0 * reach)[:, None]
-    # One thread: a search is rare, and worker threads do not survive a fork.
-    search = vesin.NeighborList(cutoff=_safe_reach(box, reach), full_list=False, n_threads=1)
-    i, j, shifts = search.compute(positions, box, True, "ijS")
-    pairs = i.astype(np.int64), j.astype(np.int64), shifts.astype(np.int64)
-    real = ~shifts[:, ~pbc].any(axis=1)
-    return pairs if real.all() else tuple(array[real] for array in pairs)
+    return box
 
 
 def _safe_reach(box: np.ndarray, reach: float) -> float:

@@ -19,6 +19,7 @@ from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, inference, load_potential
 from ase_equivariant.derivatives import predict
+from ase_equivariant.device_list import DeviceList
 from ase_equivariant.golden import verify_golden
 from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.inference.verified import TOLERANCES
@@ -69,6 +70,21 @@ def on_cpu(prediction):
     tensors = {name: getattr(prediction, name) for name in RESULTS}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float64}
     return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+
+
+# Neighbours ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_neighbours_are_those_that_the_cpu_finds_in_the_same_order(name):
+    atoms = STRUCTURES[name]()
+    atoms *= np.where(atoms.pbc, 3, 1)
+    structure = atoms.positions, atoms.cell.array, atoms.pbc
+    found, expected = (DeviceList(3.0, device).update(*structure) for device in (CUDA, torch.device("cpu")))
+    for one, other in zip(found, expected, strict=True):
+        assert one.is_cuda
+        assert torch.equal(one.cpu(), other)
+    assert len(found[0]) > 4
 
 
 # Parity with the modules on the CPU ----------------------------------------------------------------------------------

@@ -1,12 +1,18 @@
-"""Neighbour lists: equal to ASE's own for any cell, and a Verlet list equal to a fresh one at every step."""
+"""Neighbour lists: equal to ASE's own for any cell, and a Verlet list equal to a fresh one at every step.
+
+Those of a device are searched on the CPU here; test_cuda_calculator.py has runs with lists on a GPU.
+"""
 
 import itertools
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 
+from ase_equivariant import device_list
+from ase_equivariant.device_list import DeviceList
 from ase_equivariant.neighbors import CoincidentAtomsError, VerletList, neighbor_list
 
 PBC_MASKS = list(itertools.product([False, True], repeat=3))
@@ -258,26 +264,8 @@ def test_pairs_are_searched_again_when_pbc_changes():
     assert 0 < len(slab[0]) < len(periodic[0])
 
 
-def test_an_unfiltered_list_keeps_its_arrays_and_holds_the_same_edges_and_some_beyond_the_cutoff():
-    rng = np.random.default_rng(3)
-    positions, cell = crystal()
-    verlet = VerletList(4.0, skin=0.8, unfiltered=True)
-    first = verlet.update(positions, cell, PERIODIC)
-    positions = positions + rng.uniform(-0.1, 0.1, positions.shape)
-    again = verlet.update(positions, cell, PERIODIC)
-    assert all(a is b for a, b in zip(first, again, strict=True))
-    assert verlet.n_rebuilds == 1
-    senders, receivers, shifts = again
-    lengths = np.linalg.norm(positions[receivers] - positions[senders] + shifts @ cell, axis=1)
-    assert_same_edges([array[lengths < 4.0] for array in again], neighbor_list(positions, cell, PERIODIC, 4.0))
-    assert (lengths > 4.0).any()
-    positions[0] += 1.0
-    assert verlet.update(positions, cell, PERIODIC)[0] is not senders
-
-
-@pytest.mark.parametrize("unfiltered", [True, False])
-def test_atoms_that_meet_between_two_searches_are_refused(unfiltered):
-    cell, verlet = np.zeros((3, 3)), VerletList(3.0, skin=2.0, unfiltered=unfiltered)
+def test_atoms_that_meet_between_two_searches_are_refused():
+    cell, verlet = np.zeros((3, 3)), VerletList(3.0, skin=2.0)
     positions = np.array([[0.0, 0.0, 0.0], [0.6, 0.0, 0.0], [2.0, 0.0, 0.0]])
     verlet.update(positions, cell, MOLECULE)
     verlet.update(positions + np.array([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), cell, MOLECULE)
@@ -316,3 +304,111 @@ def test_a_search_that_is_interrupted_halfway_leaves_nothing_behind(monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             verlet.update(rng.permutation(positions), cell, pbc)
     assert_same_edges(verlet.update(positions, cell, pbc), neighbor_list(positions, cell, pbc, 2.5))
+
+
+# -- lists of a device ------------------------------------------------------------------------------------------------
+
+
+def edges_within(verlet, positions, cell, pbc):
+    """What a backend makes of a list: its edges that are shorter than the cutoff; and how many are longer."""
+    senders, receivers, shifts = (tensor.numpy() for tensor in verlet.update(positions, cell, pbc))
+    vectors = positions[receivers] - positions[senders] + (shifts[:, :, None] * cell).sum(axis=1)
+    near = np.square(vectors).sum(axis=1) < verlet.cutoff**2
+    return (senders[near], receivers[near], shifts[near]), (~near).sum()
+
+
+@pytest.mark.parametrize("candidates", [64, device_list.CANDIDATES])
+@pytest.mark.parametrize("cells", [4, device_list.MOST_CELLS])
+@pytest.mark.parametrize("pbc", PBC_MASKS)
+def test_a_device_finds_the_same_edges_in_the_same_order_and_some_beyond_the_cutoff(
+    pbc, cells, candidates, monkeypatch
+):
+    monkeypatch.setattr(device_list, "CANDIDATES", candidates)
+    monkeypatch.setattr(device_list, "MOST_CELLS", cells)
+    pbc = np.array(pbc)
+    rng = np.random.default_rng(int(pbc @ [1, 2, 4]))
+    n_edges = n_beyond = 0
+    for _ in range(60):
+        positions, cell = random_structure(rng, pbc)
+        cutoff = rng.uniform(0.8, 2.4)
+        found, beyond = edges_within(DeviceList(cutoff, torch.device("cpu"), skin=1.0), positions, cell, pbc)
+        assert_same_edges(found, neighbor_list(positions, cell, pbc, cutoff))
+        n_edges, n_beyond = n_edges + len(found[0]), n_beyond + beyond
+    assert n_edges > 10
+    assert n_beyond > 5
+
+
+@pytest.mark.parametrize("pbc", PBC_MASKS)
+def test_a_device_finds_the_same_edges_through_many_search_cells(pbc):
+    rng = np.random.default_rng(7)
+    cell = 3.0 * random_cell(rng, smallest=3.0)
+    positions = rng.uniform(-0.2, 1.2, (300, 3)) @ cell
+    found, beyond = edges_within(DeviceList(2.0, torch.device("cpu")), positions, cell, np.array(pbc))
+    assert_same_edges(found, neighbor_list(positions, cell, np.array(pbc), 2.0))
+    assert len(found[0]) > 300
+    assert beyond > 100
+
+
+@pytest.mark.parametrize("far", [1.5e3, 1e5, 1e8])
+@pytest.mark.parametrize("flat", [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+def test_a_device_finds_fragments_any_distance_apart(far, flat):
+    pair = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    positions = np.concatenate((pair, pair + far * np.array(flat)))
+    for edge, pbc in itertools.product((0.0, 150.0), (MOLECULE, [False, False, True])):
+        cell = edge * np.eye(3)
+        cell[2, 2] = 4e3
+        verlet = DeviceList(5.0, torch.device("cpu"))
+        expected = neighbor_list(positions, cell, np.array(pbc), 5.0)
+        assert_same_edges(edges_within(verlet, positions, cell, np.array(pbc))[0], expected)
+        assert len(expected[0]) == 4
+
+
+@pytest.mark.parametrize("pbc", PBC_MASKS)
+def test_a_list_of_a_device_is_complete_at_every_step_of_a_walk(pbc):
+    pbc = np.array(pbc)
+    rng = np.random.default_rng(int(pbc @ [1, 2, 4]))
+    cell, positions = random_cell(rng, smallest=3.0), rng.uniform(0, 6, (12, 3))
+    events = [swap, wrap, add_atom, remove_atom, flip_pbc]
+    steps = [jiggle, strain, jiggle, change_cell_only, jiggle, drift]
+    verlet = DeviceList(2.5, torch.device("cpu"), skin=0.6)
+    for step in range(180):
+        move = events[step // 9 % 5] if step % 9 == 8 else steps[step % 6]
+        positions, cell, pbc = move(rng, positions, cell, pbc)
+        found, _ = edges_within(verlet, positions, cell, pbc)
+        assert_same_edges(found, neighbor_list(positions, cell, pbc, 2.5))
+    assert 180 / 20 < verlet.n_rebuilds < 180 / 2
+
+
+def test_a_list_of_a_device_is_the_same_tensors_until_the_next_search():
+    positions, cell = crystal()
+    verlet = DeviceList(4.0, torch.device("cpu"), skin=0.8)
+    first = verlet.update(positions, cell, PERIODIC)
+    again = verlet.update(positions + 0.1 * np.sin(np.arange(81.0).reshape(27, 3)), cell, PERIODIC)
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert verlet.n_rebuilds == 1
+    positions[0] += 1.0
+    assert verlet.update(positions, cell, PERIODIC)[0] is not first[0]
+
+
+def test_a_list_of_a_device_refuses_atoms_that_are_or_come_to_one_place():
+    cell, device = np.zeros((3, 3)), torch.device("cpu")
+    positions = np.array([[0.0, 0.0, 0.0], [0.6, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    meeting = positions + np.array([[0.3, 0.0, 0.0], [-0.3, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    moved = DeviceList(3.0, device, skin=2.0)
+    moved.update(positions, cell, MOLECULE)
+    for verlet in (moved, DeviceList(3.0, device)):
+        with pytest.raises(CoincidentAtomsError, match="Atoms 0 and 1 are at one place"):
+            verlet.update(meeting, cell, MOLECULE)
+        edges_within(verlet, positions, cell, MOLECULE)  # and goes on
+
+
+@pytest.mark.parametrize("positions", [np.zeros((0, 3)), np.zeros((1, 3)), np.array([[0, 0, 0], [0, 0, 9.0]])])
+@pytest.mark.parametrize(("cell", "pbc"), [(np.zeros((3, 3)), MOLECULE), (20.0 * np.eye(3), PERIODIC)])
+def test_a_list_of_a_device_may_be_empty(positions, cell, pbc):
+    found = DeviceList(4.9, torch.device("cpu")).update(positions, cell, pbc)
+    assert [tuple(tensor.shape) for tensor in found] == [(0,), (0,), (0, 3)]
+
+
+def test_a_device_refuses_a_cell_far_too_small():
+    with pytest.raises(CoincidentAtomsError, match="so short"):
+        DeviceList(5.0, torch.device("cpu")).update(np.zeros((1, 3)), 1e-3 * np.eye(3), PERIODIC)

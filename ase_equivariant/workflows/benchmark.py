@@ -11,9 +11,9 @@ import numpy as np
 from ase import Atoms
 
 from ase_equivariant.calculator import EquivariantCalculator
+from ase_equivariant.device_list import lists_for
 from ase_equivariant.golden import golden_probes
 from ase_equivariant.graph import from_atoms
-from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 
 MOTION = 1e-3  # Å per step and direction, as in dynamics
@@ -87,10 +87,11 @@ def example(potential: Potential) -> Atoms:
 
 
 def _graph_maker(calc: EquivariantCalculator, atoms: Atoms) -> Callable[[Atoms], object]:
-    potential, neighbors = calc.potential, VerletList(calc.potential.cutoff)
+    potential = calc.potential
+    lists = lists_for(potential.cutoff, next(potential.parameters()).device)
 
     def make(atoms: Atoms) -> object:
-        neighbors.unfiltered = calc.keeps_edges
+        neighbors = lists[calc.keeps_edges]
         return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, neighbors, attributes=potential.attributes)
 
     make(atoms)

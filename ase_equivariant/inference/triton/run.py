@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ase_equivariant.device_list import sorted_by
 from ase_equivariant.graph import Graph
 
 EDGES, HEADROOM = 1024, 1.05  # room for edges is a multiple of the one, and the other times their number
@@ -95,7 +96,7 @@ class Run:
         senders, receivers, shifts = (x.to(self.device) for x in (graph.senders, graph.receivers, graph.shifts))
         if self._rank is not None:
             senders, receivers = self._rank[senders], self._rank[receivers]
-            order = _sorted(torch.argsort(senders, stable=True), receivers)
+            order = sorted_by(torch.argsort(senders, stable=True), receivers)
             senders, receivers, shifts = senders[order], receivers[order], shifts[order]
         to, count = self.listed, graph.n_edges
         to.first.copy_(torch.searchsorted(receivers, torch.arange(self.n_nodes + 1, device=self.device)))
@@ -103,7 +104,7 @@ class Run:
         # Every pair stands in the list in both directions. Edges are sorted by receiver, sender and shift, so sorted by
         # sender, receiver and falling shift they have the order of the reversed ones.
         falling = torch.arange(count, device=self.device).flip(0)
-        to.opposite[:count] = _sorted(_sorted(falling, receivers), senders)
+        to.opposite[:count] = sorted_by(falling, receivers, senders)
 
     def with_gradients(self) -> None:
         """Make room for the reverse pass."""
@@ -138,8 +139,3 @@ class Run:
         flat = torch.zeros(sum(sizes.values()), dtype=self.dtype, device=self.device)
         parts = zip(self.widths.items(), flat.split(list(sizes.values())), strict=True)
         return {n: part[: self.n_nodes * w].view(self.n_nodes, w) for (n, w), part in parts}, flat
-
-
-def _sorted(rows: Tensor, keys: Tensor) -> Tensor:
-    """The rows by their keys; those with equal ones keep their order."""
-    return rows[torch.argsort(keys[rows], stable=True)]
