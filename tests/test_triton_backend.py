@@ -26,6 +26,7 @@ from graphs import assert_eager_to_the_last_digits, batch, same_bits
 from structures import copper
 from tiny import tiny_potential
 
+from ase_equivariant import EquivariantCalculator
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import from_atoms
 
@@ -155,6 +156,18 @@ def edges_beyond_the_cutoff_change_no_bit():
     torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-4)
 
 
+def steps_whose_neighbours_stay_on_the_device_are_those_of_eager():
+    potential = tiny_potential("mace", **MACE)
+    fast, eager = (EquivariantCalculator(potential, dtype="float64", backend=name) for name in ("triton", "eager"))
+    random = np.random.default_rng(0)
+    for atoms in (copper(), molecule("CH3OH")):
+        for _ in range(5):
+            atoms.positions += random.normal(scale=0.08, size=atoms.positions.shape)
+            np.testing.assert_allclose(fast.get_forces(atoms), eager.get_forces(atoms), rtol=0, atol=1e-11)
+    assert fast.parameters["backend"] == "triton"
+    assert 2 < fast._neighbors[True].n_rebuilds < 9
+
+
 def atoms_of(graph):
     atoms = copper()
     atoms.cell, atoms.positions = graph.cell[0].numpy(), graph.positions.numpy()
@@ -194,6 +207,7 @@ CHECKS = {
         results_are_repeatable_whatever_ran_in_between,
         forces_are_minus_the_gradient_also_of_a_spline,
         edges_beyond_the_cutoff_change_no_bit,
+        steps_whose_neighbours_stay_on_the_device_are_those_of_eager,
         a_lone_atom_and_no_atoms_have_results,
         what_cannot_be_served_is_refused,
     )
