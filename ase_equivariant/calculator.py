@@ -169,6 +169,7 @@ class EquivariantCalculator(Calculator):
             self._recent.popitem(last=False)
         self.results, self.extras = copy.deepcopy((results, extras))
 
+    @_undisturbed()
     def warm_up(self, atoms: Atoms) -> None:
         """Return when no later step of these atoms has to wait for anything that happens once.
 
@@ -232,7 +233,8 @@ class EquivariantCalculator(Calculator):
     def _evaluate(self, forces: bool, stress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """Results and extras of the calculator's atoms, from one model call."""
         cell = self.atoms.cell
-        graph = self._graph(self.atoms, self._neighbors[self.keeps_edges])
+        with self._memory_for(f"{len(self.atoms)} atoms"):
+            graph = self._graph(self.atoms, self._neighbors[self.keeps_edges])
         has_volume = _has_volume(cell)
         if stress and not has_volume:
             raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")
@@ -262,16 +264,22 @@ class EquivariantCalculator(Calculator):
     def _predict(self, graph: Graph, forces: bool) -> Prediction:
         self.calls += 1
         _wake(self._device)
-        try:
+        with self._memory_for(f"{graph.n_nodes} atoms and {graph.n_edges} edges"):
             prediction = self._backend(graph, forces)
-            self.parameters["backend"] = getattr(self._backend, "name", self.parameters["backend"])
-            return prediction
+        self.parameters["backend"] = getattr(self._backend, "name", self.parameters["backend"])
+        return prediction
+
+    @contextmanager
+    def _memory_for(self, what: str) -> Iterator[None]:
+        """Say what is too large, where memory does not suffice."""
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             text = str(error).lower()
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in text and "alloc" in text:
                 raise CalculationFailed(
-                    f"out of memory on {self._device} with {graph.n_nodes} atoms and {graph.n_edges} edges; use "
-                    "fewer atoms, dtype='float32', or a device with more memory"
+                    f"out of memory on {self._device} with {what}; use fewer atoms, dtype='float32', or a device with "
+                    "more memory"
                 ) from error
             raise
 

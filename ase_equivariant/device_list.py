@@ -1,6 +1,6 @@
 """A neighbour list that is searched and stays on a device, for backends that keep it there: see `DeviceList`.
 
-A GPU takes milliseconds for what takes tenths of a second on a CPU, and nothing has to be copied.
+A GPU takes milliseconds for what takes tenths of a second on a CPU, and no list has to be copied to it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ase_equivariant.graph import edge_vectors
 from ase_equivariant.neighbors import COINCIDENT, ROUNDING, VerletList, neighbor_list, periodic_box
 
 CANDIDATES = 2**21  # pairs that are looked at at once, some 100 bytes each
@@ -18,7 +19,8 @@ MOST_CELLS = 2**20
 class DeviceList(VerletList):
     """A `VerletList` whose updates return all pairs that were searched, as tensors on a device.
 
-    They are the very same tensors until the next search; who takes them leaves out what is beyond the cutoff.
+    They are the very same tensors until the next search, in canonical order, and hold each pair in both directions. Who
+    takes them leaves out those beyond the cutoff.
 
     Parameters
     ----------
@@ -31,6 +33,7 @@ class DeviceList(VerletList):
         self.device = device
 
     def _search(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+        self._candidates: list[Tensor] = []  # the old ones make room
         reach = self.cutoff + self.skin + ROUNDING
         bins = _Bins(positions, periodic_box(positions, cell, pbc, reach), reach, self.device)
         flat = torch.tensor(~pbc, device=self.device)
@@ -39,7 +42,7 @@ class DeviceList(VerletList):
         shortest = float(squared.min()) ** 0.5 if len(squared) else np.inf
         if shortest < COINCIDENT:
             neighbor_list(positions, cell, pbc, self.cutoff)  # names the atoms
-        self._limits = {self.cutoff + self.skin: self.cutoff, shortest: COINCIDENT}
+        self._limits = [(self.cutoff + self.skin, self.cutoff), (shortest, COINCIDENT)]
 
     def _edges(self, positions: np.ndarray, cell: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(self._candidates)
@@ -51,7 +54,7 @@ def lists_for(cutoff: float, device: torch.device) -> dict[bool, VerletList]:
 
 
 def sorted_by(rows: Tensor, *keys: Tensor) -> Tensor:
-    """The rows by their keys, the last one first; those with equal ones keep their order."""
+    """The rows by their keys, the last one the primary, as in `np.lexsort`; those with equal ones keep their order."""
     for key in keys:
         rows = rows[torch.argsort(key[rows], stable=True)]
     return rows
@@ -83,9 +86,13 @@ class _Bins:
 
     def chunks(self) -> list[tuple[int, int]]:
         """Ranges of receivers that have not too many candidates."""
-        n, largest = len(self.positions), int(self.sizes.max())
-        length = max(CANDIDATES // (len(self.steps) * max(largest, 1)), 1)
-        return [(first, min(first + length, n)) for first in range(0, max(n, 1), length)]
+        around = self.sizes.view(self.counts.tolist())  # of a search cell: the atoms in all cells within reach
+        for axis, span in enumerate(self.steps.amax(0).tolist()):
+            around = torch.stack([around.roll(step, axis) for step in range(-span, span + 1)]).sum(0)
+        totals = around.flatten()[self._number(self.places)] + len(self.steps)
+        parts = (totals.cumsum(0) - totals) // CANDIDATES
+        ends = torch.unique_consecutive(parts, return_counts=True)[1].cumsum(0).tolist()
+        return list(zip([0, *ends], ends or [0], strict=False))
 
     def edges(self, first: int, last: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Senders, receivers, shifts and squared lengths of the edges to these receivers, in canonical order.
@@ -101,8 +108,9 @@ class _Bins:
         senders = self.order[self.begins[numbers][row] + within]
         receivers = first + row // len(self.steps)
         shifts = self.wraps[senders] - self.wraps[receivers] - images.view(-1, 3)[row]
-        vectors = self.positions[receivers] - self.positions[senders] + shifts @ self.box
-        squared = vectors.square().sum(dim=1)
+        # Elementwise, so that both directions of a pair have the same length to the last bit.
+        x, y, z = edge_vectors(self.positions, self.box, senders, receivers, shifts).unbind(1)
+        squared = x * x + y * y + z * z
         itself = (senders == receivers) & ~shifts.any(dim=1)
         real = (squared < self.reach**2) & ~itself & ~(shifts.bool() & flat).any(dim=1)
         kept = sorted_by(real.nonzero().flatten(), *shifts.T.flip(0), senders, receivers)

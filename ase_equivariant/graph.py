@@ -97,7 +97,9 @@ def from_atoms(
     head: int = 0,
     attributes: Attributes = (),
 ) -> Graph:
-    """Graph of one structure, on the CPU but for edges of a `DeviceList`; `atoms` is read, never modified or aliased.
+    """Graph of one structure, on the CPU; `atoms` is read, never modified or aliased.
+
+    Its edges are those of `neighbors`: of a `DeviceList` the list's own tensors, on its device, some beyond the cutoff.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ import vesin
 
 COINCIDENT = 1e-3  # Å; atoms closer than this are at one place
 MAX_IMAGES = 100_000  # of one atom within the cutoff; such a cell is no structure, and its list fills the memory
-ROUNDING = 1e-6  # Å; a search may round differently than `_squared_lengths`, which decides
+ROUNDING = 1e-6  # Å; a search may round differently than what decides in the end
 
 
 class CoincidentAtomsError(ValueError):
@@ -57,8 +57,8 @@ class VerletList:
     """Neighbour list for a sequence of similar structures: pairs are searched seldom, filtered at each step.
 
     Pairs within cutoff + skin of a reference structure are kept until the motion since then could bring another pair
-    within the cutoff. Each update returns exactly what `neighbor_list` returns. A change of the number of atoms or of
-    pbc starts a new search; elements play no role.
+    within the cutoff. Each update returns exactly what `neighbor_list` returns (of a `DeviceList` more: see there). A
+    change of the number of atoms or of pbc starts a new search; elements play no role.
 
     Parameters
     ----------
@@ -74,7 +74,8 @@ class VerletList:
         self.skin = float(skin)
         self.n_rebuilds = 0
         self._reference: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
-        self._limits = {self.cutoff + self.skin: self.cutoff}  # how near pairs of a length in the reference may be now
+        # Pairs of the one length or more in the reference must not have come nearer than the other.
+        self._limits: list[tuple[float, float]] = [(self.cutoff + self.skin, self.cutoff)]
 
     def update(
         self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
@@ -106,7 +107,7 @@ class VerletList:
         motion -= motion.sum(axis=0) / max(len(motion), 1)  # a common drift brings no pair closer
         furthest = np.sqrt(np.square(motion).sum(axis=1).max(initial=0.0))
         shrinking = np.linalg.svd(deformation, compute_uv=False)[-1]
-        return all(shrinking * length - 2.0 * furthest >= nearest for length, nearest in self._limits.items())
+        return all(shrinking * length - 2.0 * furthest >= nearest for length, nearest in self._limits)
 
     def _search(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
         """Find the candidates: each pair once for its length, and both its edges in canonical order."""

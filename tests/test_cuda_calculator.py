@@ -374,6 +374,7 @@ def test_global_state_is_neither_used_nor_touched(dtype, path, backend, eager, u
 def test_a_caller_s_inference_mode_neither_hinders_nor_spoils_a_calculator(potential, backend, eager):
     with torch.inference_mode():
         calc = EquivariantCalculator(potential, "cuda", "float64", backend)
+        calc.warm_up(copper())
         assert_same(copper(), calc, eager)
         assert torch.is_inference_mode_enabled()
     calc.reset()
@@ -430,7 +431,7 @@ def test_out_of_memory_is_said_and_fewer_atoms_or_more_memory_then_work(path):
     n = len(bulk("Cu", cubic=True).repeat(14))
     for messages, errors in found.values():
         for message in messages:
-            assert message.startswith(f"out of memory on cuda with {n} atoms and ")
+            assert message.startswith(f"out of memory on cuda with {n} atoms")
             assert "use fewer atoms, dtype='float32', or a device with more memory" in message
         assert max(errors) < 1e-9
 

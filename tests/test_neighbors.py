@@ -291,27 +291,37 @@ def test_results_that_the_caller_overwrites_do_not_spoil_the_next_step():
     assert_same_edges(verlet.update(positions, cell, PERIODIC), neighbor_list(positions, cell, PERIODIC, 4.0))
 
 
-def test_a_search_that_is_interrupted_halfway_leaves_nothing_behind(monkeypatch):
-    def interrupted(keys):
+@pytest.mark.parametrize(
+    ("make", "where", "what"),
+    [(VerletList, np, "lexsort"), (lambda *a, **k: DeviceList(*a, torch.device("cpu"), **k), device_list, "sorted_by")],
+    ids=["CPU", "device"],
+)
+def test_a_search_that_is_interrupted_halfway_leaves_nothing_behind(make, where, what, monkeypatch):
+    def interrupted(*keys):
         raise KeyboardInterrupt
 
     rng = np.random.default_rng(0)
     cell, positions, pbc = 8.0 * np.eye(3), rng.uniform(0, 8, (20, 3)), np.ones(3, dtype=bool)
-    verlet = VerletList(2.5, skin=0.6)
-    verlet.update(positions, cell, pbc)
+    verlet = make(2.5, skin=0.6)
+    first = [np.asarray(array) for array in verlet.update(positions, cell, pbc)]
     with monkeypatch.context() as patch:
-        patch.setattr(np, "lexsort", interrupted)
+        patch.setattr(where, what, interrupted)
         with pytest.raises(KeyboardInterrupt):
             verlet.update(rng.permutation(positions), cell, pbc)
-    assert_same_edges(verlet.update(positions, cell, pbc), neighbor_list(positions, cell, pbc, 2.5))
+    assert_same_edges([np.asarray(array) for array in verlet.update(positions, cell, pbc)], first)
+    assert verlet.n_rebuilds == 2
 
 
 # -- lists of a device ------------------------------------------------------------------------------------------------
 
 
 def edges_within(verlet, positions, cell, pbc):
-    """What a backend makes of a list: its edges that are shorter than the cutoff; and how many are longer."""
+    """What a backend makes of a list: its edges that are shorter than the cutoff; and how many are longer.
+
+    The list has each edge in both directions, which backends rely on.
+    """
     senders, receivers, shifts = (tensor.numpy() for tensor in verlet.update(positions, cell, pbc))
+    assert_same_edges((senders, receivers, shifts), canonical(receivers, senders, 0.0 - shifts))
     vectors = positions[receivers] - positions[senders] + (shifts[:, :, None] * cell).sum(axis=1)
     near = np.square(vectors).sum(axis=1) < verlet.cutoff**2
     return (senders[near], receivers[near], shifts[near]), (~near).sum()
@@ -377,6 +387,17 @@ def test_a_list_of_a_device_is_complete_at_every_step_of_a_walk(pbc):
         found, _ = edges_within(verlet, positions, cell, pbc)
         assert_same_edges(found, neighbor_list(positions, cell, pbc, 2.5))
     assert 180 / 20 < verlet.n_rebuilds < 180 / 2
+
+
+@pytest.mark.parametrize("shrink", [0.9, 0.8, 0.65, 0.55])
+def test_a_shortest_pair_at_the_end_of_the_skin_does_not_hide_those_that_enter(shrink):
+    """Of a crystal that is compressed, whose first neighbours are exactly at cutoff + skin."""
+    verlet, structure = DeviceList(5.0, torch.device("cpu")), (np.zeros((1, 3)), 5.5 * np.eye(3), PERIODIC)
+    assert len(edges_within(verlet, *structure)[0][0]) == 0
+    now = np.zeros((1, 3)), shrink * 5.5 * np.eye(3), PERIODIC
+    expected = neighbor_list(*now, 5.0)
+    assert len(expected[0]) >= 6
+    assert_same_edges(edges_within(verlet, *now)[0], expected)
 
 
 def test_a_list_of_a_device_is_the_same_tensors_until_the_next_search():

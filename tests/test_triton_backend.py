@@ -21,12 +21,12 @@ else:
 import numpy as np
 import torch
 from ase.build import molecule
-from ase.calculators.calculator import CalculatorSetupError
+from ase.calculators.calculator import CalculationFailed, CalculatorSetupError, InputError
 from graphs import assert_eager_to_the_last_digits, batch, same_bits
-from structures import copper
+from structures import copper, rattled
 from tiny import tiny_potential
 
-from ase_equivariant import EquivariantCalculator
+from ase_equivariant import EquivariantCalculator, device_list
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import from_atoms
 
@@ -168,6 +168,25 @@ def steps_whose_neighbours_stay_on_the_device_are_those_of_eager():
     assert 2 < fast._neighbors[True].n_rebuilds < 9
 
 
+def what_the_search_on_the_device_meets_is_said():
+    fast, atoms = EquivariantCalculator(tiny_potential("mace", **MACE), backend="triton"), copper()
+    fast.warm_up(atoms)
+    expected, meeting = fast.get_forces(atoms), atoms.copy()
+    meeting.positions[2] = meeting.positions[0]
+    with pytest.raises(InputError, match="Atoms 0 and 2 are at one place"):
+        fast.get_forces(meeting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_list, "sorted_by", out_of_memory)
+        with pytest.raises(CalculationFailed, match=f"with {len(atoms)} atoms; use"):
+            fast.get_forces(rattled(atoms, 0.5))
+    fast.reset()
+    np.testing.assert_array_equal(fast.get_forces(copper()), expected)
+
+
+def out_of_memory(*rows):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def atoms_of(graph):
     atoms = copper()
     atoms.cell, atoms.positions = graph.cell[0].numpy(), graph.positions.numpy()
@@ -208,6 +227,7 @@ CHECKS = {
         forces_are_minus_the_gradient_also_of_a_spline,
         edges_beyond_the_cutoff_change_no_bit,
         steps_whose_neighbours_stay_on_the_device_are_those_of_eager,
+        what_the_search_on_the_device_meets_is_said,
         a_lone_atom_and_no_atoms_have_results,
         what_cannot_be_served_is_refused,
     )

@@ -1,7 +1,8 @@
 """Backends: different ways to run the same potential.
 
 A backend is made by `Backend(potential, device)` and called as `backend(graph, forces) -> Prediction`. One that says
-`keeps_edges` also takes graphs with edges beyond the cutoff, and is faster where these are the same tensors as before.
+`keeps_edges` also takes graphs with edges beyond the cutoff, on its own device while the rest is on the CPU, and is
+faster where these are the same tensors as before: those of a `DeviceList`.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ def benchmark(
     A step is energy, forces and, with a 3-D cell, stress. `observer` is called with (steps done, steps in all).
     """
     atoms, random = atoms.copy(), np.random.default_rng(0)
-    graphs = {name: _graph_maker(calc, atoms) for name, calc in calculators.items()}
     for calc in calculators.values():
         calc.warm_up(atoms)
+    graphs = {name: _graph_maker(calc, atoms) for name, calc in calculators.items()}
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in calculators}
     for done in range(1, steps + 1):
         for name, calc in calculators.items():
@@ -87,11 +87,11 @@ def example(potential: Potential) -> Atoms:
 
 
 def _graph_maker(calc: EquivariantCalculator, atoms: Atoms) -> Callable[[Atoms], object]:
+    """What makes the graphs that the calculator's backend takes, once it has chosen one."""
     potential = calc.potential
-    lists = lists_for(potential.cutoff, next(potential.parameters()).device)
+    neighbors = lists_for(potential.cutoff, next(potential.parameters()).device)[calc.keeps_edges]
 
     def make(atoms: Atoms) -> object:
-        neighbors = lists[calc.keeps_edges]
         return from_atoms(atoms, potential.atomic_numbers, potential.cutoff, neighbors, attributes=potential.attributes)
 
     make(atoms)
