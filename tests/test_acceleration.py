@@ -26,7 +26,7 @@ MODELS = [
     ("botnet", {"num_interactions": 2}),
 ]
 UNTABULATED = [
-    ("nequip", {"trainable_bessel": True, "bessel_decay": 1.0, "num_interactions": 2}),
+    ("nequip", {"trainable_bessel": True, "bessel_norm": "paper", "num_interactions": 2}),
     ("botnet", {"radial": "element", "num_interactions": 2}),
     (
         "mace",

@@ -166,6 +166,7 @@ def test_radial_functions_of_elements_are_linear_in_the_bessel_functions():
         ("hidden_irreps", "4x0e+4x3o"),
         ("num_heads", 0),
         ("bessel_decay", "1"),
+        ("bessel_norm", "none"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(field, value):

@@ -113,6 +113,15 @@ def test_amplitudes_of_bessel_functions_fall_as_told_and_keep_their_mean_square(
     assert ratios[0] > 2 > 0.5 > ratios[5]
 
 
+@pytest.mark.parametrize("decay", [0.0, 1.5])
+def test_bessel_functions_of_the_papers_are_smaller_all_alike(decay):
+    ours, theirs = (RadialBasis(4.0, 6, 5, decay=decay, norm=norm) for norm in ("unit", "paper"))
+    length = torch.tensor([1.3], dtype=torch.float64)
+    np.testing.assert_allclose((ours(length) / theirs(length))[0], [math.sqrt(4.0**3 / 3)] * 6, rtol=1e-12)
+    first = math.sqrt(2 / 4.0) * math.sin(math.pi * 1.3 / 4.0) / 1.3 * theirs.envelope(length).item()
+    assert RadialBasis(4.0, 6, 5, norm="paper")(length)[0, 0].item() == pytest.approx(first, rel=1e-12)
+
+
 def bessel_function(n, r, cutoff=4.0):
     return math.sqrt(2 / cutoff) * math.sin(n * math.pi * r / cutoff) / r * math.sqrt(cutoff**3 / 3)
 

@@ -49,6 +49,7 @@ def features_of(potential, graph):
         ("resnet", "yes"),
         ("trainable_bessel", None),
         ("bessel_decay", -1.0),
+        ("bessel_norm", "none"),
         ("readout_mlp", 1.5),
         ("l_max", 7),
         ("embedding_channels", -1),

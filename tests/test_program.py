@@ -25,6 +25,7 @@ RADII = (0.31, 0.76, 0.66, 1.11, 1.32)  # Å
 RADIAL = {
     "bessel": {},
     "falling amplitudes": {"bessel_decay": 1.0},
+    "the papers' amplitudes": {"bessel_norm": "paper"},
     "no network": {"radial_mlp": (), "bessel_decay": 1.0},
     "gaussian": {"radial_basis": "gaussian"},
     "chebyshev": {"radial_basis": "chebyshev", "distance_transform": "agnesi", "covalent_radii": RADII},

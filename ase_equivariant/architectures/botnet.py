@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ase_equivariant.architectures.validation import (
     INTERACTIONS,
+    check_bessel,
     check_choice,
     check_common,
-    check_decay,
     check_features,
     require,
     whole,
@@ -44,6 +44,7 @@ class BOTNetConfig:
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
+    bessel_norm: str = "unit"  # or "paper": smaller ones, which a network learns smoother functions of
     envelope_power: int = 6
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one
@@ -56,7 +57,7 @@ class BOTNetConfig:
 
     def __post_init__(self):
         check_common(self, highest_l=6)
-        check_decay(self)
+        check_bessel(self)
         check_choice(self, "radial", ("agnostic", "element"))
         check_choice(self, "interaction_first", INTERACTIONS)
         require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
@@ -78,7 +79,13 @@ class BOTNet(torch.nn.Module):
         channels = features[-1].dim  # even scalars
         self.embedding = normal_parameter((config.num_species, channels), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
-        self.radial = RadialBasis(config.cutoff, config.num_bessel, config.envelope_power, decay=config.bessel_decay)
+        self.radial = RadialBasis(
+            config.cutoff,
+            config.num_bessel,
+            config.envelope_power,
+            decay=config.bessel_decay,
+            norm=config.bessel_norm,
+        )
         self.layers = torch.nn.ModuleList()
         self.readouts = torch.nn.ModuleList()
         for t in range(num_layers):

@@ -35,9 +35,9 @@ from torch import Tensor
 from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
 from ase_equivariant.architectures.validation import (
     check_attributes,
+    check_bessel,
     check_choice,
     check_common,
-    check_decay,
     check_flag,
     check_repulsion,
     parsed,
@@ -74,6 +74,7 @@ class MACEConfig:
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
+    bessel_norm: str = "unit"  # or "paper": smaller ones, which a network learns smoother functions of
     envelope_power: int = 5
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths; none: radial functions linear in the basis
     l_max: int = 3  # of the edges' harmonics
@@ -110,9 +111,10 @@ class MACEConfig:
             check_flag(self, name)
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
-        check_decay(self)
-        suits = self.radial_basis == "bessel" or self.bessel_decay == 0
-        require(suits, self, "bessel_decay", f"0 with radial_basis = {self.radial_basis!r}")
+        check_bessel(self)
+        for name, usual in (("bessel_decay", 0), ("bessel_norm", "unit")):
+            suits = self.radial_basis == "bessel" or getattr(self, name) == usual
+            require(suits, self, name, f"{usual!r} with radial_basis = {self.radial_basis!r}")
         check_repulsion(self)
         check_attributes(self)
         self._check_edges()
@@ -201,6 +203,7 @@ class MACE(torch.nn.Module):
             config.radial_basis,
             config.apply_cutoff,
             config.bessel_decay,
+            config.bessel_norm,
         )
         self.transform = None
         if config.distance_transform != "none":

@@ -31,9 +31,9 @@ from torch import Tensor
 from ase_equivariant.architectures.validation import (
     INTERACTIONS,
     MAX_CHANNELS,
+    check_bessel,
     check_choice,
     check_common,
-    check_decay,
     check_features,
     check_flag,
     check_repulsion,
@@ -58,6 +58,7 @@ class NequIPConfig:
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
+    bessel_norm: str = "unit"  # or "paper": smaller ones, which a network learns smoother functions of
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
@@ -77,7 +78,7 @@ class NequIPConfig:
 
     def __post_init__(self):
         check_common(self, highest_l=6)
-        check_decay(self)
+        check_bessel(self)
         check_repulsion(self)
         numbers = self.species_neighbors
         proper = isinstance(numbers, list | tuple) and len(numbers) in (0, self.num_species)
@@ -117,6 +118,7 @@ class NequIP(torch.nn.Module):
             config.envelope_power,
             config.trainable_bessel,
             decay=config.bessel_decay,
+            norm=config.bessel_norm,
         )
         self.layers = torch.nn.ModuleList(
             Layer(config, features[t], features[t + 1], t == 0, generator) for t in range(config.num_interactions)

@@ -10,6 +10,7 @@ from e3nn import o3
 
 from ase_equivariant.nn.irreps import parse_irreps
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
+from ase_equivariant.nn.radial import BESSEL_NORMS
 
 # "residual" adds a map of the layer's input; "nonresidual" maps the message instead, by the weights of its species
 INTERACTIONS = ("nonresidual", "residual")
@@ -43,9 +44,10 @@ def check_common(config: object, highest_l: int = 11) -> None:
     require(whole(config.l_max, 0, highest_l), config, "l_max", f"a whole number from 0 to {highest_l}")
 
 
-def check_decay(config: object) -> None:
+def check_bessel(config: object) -> None:
     proper = _number(config.bessel_decay) and 0 <= config.bessel_decay <= 10
     require(proper, config, "bessel_decay", "a number from 0 to 10")
+    check_choice(config, "bessel_norm", BESSEL_NORMS)
 
 
 def _number(value: object) -> bool:

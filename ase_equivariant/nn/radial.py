@@ -4,8 +4,10 @@
     R_k,path(r) = MLP(e_1(r) … e_N(r))                                (no bias, so R vanishes smoothly at r_c)
 
 √(r_c³/3) gives Bessel functions unit mean square over the cutoff sphere, so that the network starts with inputs of
-order one. a_n ~ n^-p is the smoothness prior of linear models (Witt et al. 2023, arXiv 2309.03161): with p = 0 all a_n
-are one, with p > 0 a network takes long to learn what varies fast, and prefers smooth functions where data say little.
+order one. The papers are without it: their networks start with small inputs, nearly linear, and learn smoother
+functions, slower. a_n ~ n^-p is the smoothness prior of linear models (Witt et al. 2023, arXiv 2309.03161): with p = 0
+all a_n are one, with p > 0 a network takes long to learn what varies fast, and prefers smooth functions where data say
+little.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from ase_equivariant.nn.norm import LayerNorm
 SILU_GAIN = 1.6765324703310907
 
 
+BESSEL_NORMS = ("unit", "paper")
+
+
 class RadialBasis(torch.nn.Module):
     """Radial functions times the polynomial envelope, `lengths [n] Å → [n, num_bessel]`; zero beyond the cutoff.
 
@@ -33,6 +38,7 @@ class RadialBasis(torch.nn.Module):
     trainable : frequencies of the Bessel functions are nπ/r_c and learned from there on
     enveloped : False leaves the envelope to whoever uses the functions
     decay : p of the amplitudes a_n ~ n^-p of Bessel functions, whose mean square is one
+    norm : "unit", or "paper": Bessel functions without √(r_c³/3)
     """
 
     def __init__(
@@ -44,13 +50,17 @@ class RadialBasis(torch.nn.Module):
         kind: str = "bessel",
         enveloped: bool = True,
         decay: float = 0.0,
+        norm: str = "unit",
     ):
         super().__init__()
         self.cutoff, self.power, self.kind, self.enveloped = cutoff, envelope_power, kind, enveloped
         self.spacing = cutoff / max(num_bessel - 1, 1)
         numbers = torch.arange(1, num_bessel + 1, dtype=torch.float64)
         amplitudes = numbers**-decay
-        self.register_buffer("amplitudes", amplitudes / amplitudes.square().mean().sqrt(), persistent=False)
+        amplitudes /= amplitudes.square().mean().sqrt()
+        if norm == "paper":
+            amplitudes *= math.sqrt(3.0 / cutoff**3)
+        self.register_buffer("amplitudes", amplitudes, persistent=False)
         frequencies = math.pi / cutoff * numbers
         if trainable:
             self.frequencies = torch.nn.Parameter(frequencies)
