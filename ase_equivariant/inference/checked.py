@@ -7,6 +7,7 @@ Atoms alone, or nearly at one place, prove nothing: there the reference answers,
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ class Checked:
         self.name, self.fast, self.reference, self.make_exact = name, fast, reference, make_exact
         self.tolerances = TOLERANCES[dtype]
         self._chosen: Backend | None = None
+        self._choosing = threading.Lock()  # calculators that are copies of one another share a backend
 
     @property
     def keeps_edges(self) -> bool:
@@ -49,7 +51,8 @@ class Checked:
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
         if self._chosen is None and graph.n_edges > 0:
-            self._chosen = self._choose(piece(graph, SAMPLE))
+            with self._choosing:
+                self._chosen = self._chosen or self._choose(piece(graph, SAMPLE))
         return (self._chosen or self.reference)(graph, forces)
 
     def _choose(self, graph: Graph) -> Backend | None:
