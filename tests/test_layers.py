@@ -14,6 +14,7 @@ LAYERS = (
     "importers",
     "neighbors",
     "graph",
+    "device_list",
     "derivatives",
     "restrict",
     "golden",
