@@ -1,6 +1,6 @@
 """A neighbour list that is searched and stays on a device, for backends that keep it there: see `DeviceList`.
 
-A GPU takes milliseconds for what takes tenths of a second on a CPU, and no list has to be copied to it.
+Searched on a CPU and copied, a list of many atoms would take longer than the steps of a GPU between two searches.
 """
 
 from __future__ import annotations

@@ -186,19 +186,42 @@ def flip_pbc(rng, positions, cell, pbc):
     return positions, cell, pbc ^ (np.arange(3) == rng.integers(3))
 
 
+def edges_within(verlet, positions, cell, pbc):
+    """What a backend makes of a list: its edges that are shorter than the cutoff; and how many are longer.
+
+    The list has each edge in both directions, which backends rely on.
+    """
+    senders, receivers, shifts = (tensor.numpy() for tensor in verlet.update(positions, cell, pbc))
+    assert_same_edges((senders, receivers, shifts), canonical(receivers, senders, 0.0 - shifts))
+    vectors = positions[receivers] - positions[senders] + (shifts[:, :, None] * cell).sum(axis=1)
+    near = np.square(vectors).sum(axis=1) < verlet.cutoff**2
+    return (senders[near], receivers[near], shifts[near]), (~near).sum()
+
+
+def device_verlet(cutoff, skin=0.5):
+    return DeviceList(cutoff, torch.device("cpu"), skin)
+
+
+KINDS = {  # of lists: how they are made, and their edges within the cutoff
+    "CPU": (VerletList, VerletList.update),
+    "device": (device_verlet, lambda *structure: edges_within(*structure)[0]),
+}
+
+
 @pytest.mark.parametrize("pbc", PBC_MASKS)
-def test_verlet_list_equals_a_fresh_list_at_every_step_of_a_walk(pbc):
+@pytest.mark.parametrize(("make", "edges"), KINDS.values(), ids=KINDS)
+def test_verlet_list_equals_a_fresh_list_at_every_step_of_a_walk(make, edges, pbc):
     pbc = np.array(pbc)
     rng = np.random.default_rng(int(pbc @ [1, 2, 4]))
     cell, positions = random_cell(rng, smallest=3.0), rng.uniform(0, 6, (12, 3))
     events = [swap, wrap, add_atom, remove_atom, flip_pbc]
     steps = [jiggle, strain, jiggle, change_cell_only, jiggle, drift]
-    verlet = VerletList(2.5, skin=0.6)
+    verlet = make(2.5, skin=0.6)
     n_steps = 180
     for step in range(n_steps):
         move = events[step // 9 % 5] if step % 9 == 8 else steps[step % 6]
         positions, cell, pbc = move(rng, positions, cell, pbc)
-        assert_same_edges(verlet.update(positions, cell, pbc), neighbor_list(positions, cell, pbc, 2.5))
+        assert_same_edges(edges(verlet, positions, cell, pbc), neighbor_list(positions, cell, pbc, 2.5))
     assert n_steps / 20 < verlet.n_rebuilds < n_steps / 2
 
 
@@ -293,8 +316,8 @@ def test_results_that_the_caller_overwrites_do_not_spoil_the_next_step():
 
 @pytest.mark.parametrize(
     ("make", "where", "what"),
-    [(VerletList, np, "lexsort"), (lambda *a, **k: DeviceList(*a, torch.device("cpu"), **k), device_list, "sorted_by")],
-    ids=["CPU", "device"],
+    [(VerletList, np, "lexsort"), (device_verlet, device_list, "sorted_by")],
+    ids=KINDS,
 )
 def test_a_search_that_is_interrupted_halfway_leaves_nothing_behind(make, where, what, monkeypatch):
     def interrupted(*keys):
@@ -315,18 +338,6 @@ def test_a_search_that_is_interrupted_halfway_leaves_nothing_behind(make, where,
 # -- lists of a device ------------------------------------------------------------------------------------------------
 
 
-def edges_within(verlet, positions, cell, pbc):
-    """What a backend makes of a list: its edges that are shorter than the cutoff; and how many are longer.
-
-    The list has each edge in both directions, which backends rely on.
-    """
-    senders, receivers, shifts = (tensor.numpy() for tensor in verlet.update(positions, cell, pbc))
-    assert_same_edges((senders, receivers, shifts), canonical(receivers, senders, 0.0 - shifts))
-    vectors = positions[receivers] - positions[senders] + (shifts[:, :, None] * cell).sum(axis=1)
-    near = np.square(vectors).sum(axis=1) < verlet.cutoff**2
-    return (senders[near], receivers[near], shifts[near]), (~near).sum()
-
-
 @pytest.mark.parametrize(
     ("cells", "candidates"), [(4, 64), (device_list.MOST_CELLS, device_list.CANDIDATES)], ids=["in pieces", "at once"]
 )
@@ -342,7 +353,7 @@ def test_a_device_finds_the_same_edges_in_the_same_order_and_some_beyond_the_cut
     for _ in range(50):
         positions, cell = random_structure(rng, pbc)
         cutoff = rng.uniform(0.8, 2.4)
-        found, beyond = edges_within(DeviceList(cutoff, torch.device("cpu"), skin=1.0), positions, cell, pbc)
+        found, beyond = edges_within(device_verlet(cutoff, skin=1.0), positions, cell, pbc)
         assert_same_edges(found, neighbor_list(positions, cell, pbc, cutoff))
         n_edges, n_beyond = n_edges + len(found[0]), n_beyond + beyond
     assert n_edges > 10
@@ -354,7 +365,7 @@ def test_a_device_finds_the_same_edges_through_many_search_cells(pbc):
     rng = np.random.default_rng(7)
     cell = 3.0 * random_cell(rng, smallest=3.0)
     positions = rng.uniform(-0.2, 1.2, (300, 3)) @ cell
-    found, beyond = edges_within(DeviceList(2.0, torch.device("cpu")), positions, cell, np.array(pbc))
+    found, beyond = edges_within(device_verlet(2.0), positions, cell, np.array(pbc))
     assert_same_edges(found, neighbor_list(positions, cell, np.array(pbc), 2.0))
     assert len(found[0]) > 300
     assert beyond > 100
@@ -368,32 +379,16 @@ def test_a_device_finds_fragments_any_distance_apart(far, flat):
     for edge, pbc in itertools.product((0.0, 150.0), (MOLECULE, [False, False, True])):
         cell = edge * np.eye(3)
         cell[2, 2] = 4e3
-        verlet = DeviceList(5.0, torch.device("cpu"))
+        verlet = device_verlet(5.0)
         expected = neighbor_list(positions, cell, np.array(pbc), 5.0)
         assert_same_edges(edges_within(verlet, positions, cell, np.array(pbc))[0], expected)
         assert len(expected[0]) == 4
 
 
-@pytest.mark.parametrize("pbc", PBC_MASKS)
-def test_a_list_of_a_device_is_complete_at_every_step_of_a_walk(pbc):
-    pbc = np.array(pbc)
-    rng = np.random.default_rng(int(pbc @ [1, 2, 4]))
-    cell, positions = random_cell(rng, smallest=3.0), rng.uniform(0, 6, (12, 3))
-    events = [swap, wrap, add_atom, remove_atom, flip_pbc]
-    steps = [jiggle, strain, jiggle, change_cell_only, jiggle, drift]
-    verlet = DeviceList(2.5, torch.device("cpu"), skin=0.6)
-    for step in range(180):
-        move = events[step // 9 % 5] if step % 9 == 8 else steps[step % 6]
-        positions, cell, pbc = move(rng, positions, cell, pbc)
-        found, _ = edges_within(verlet, positions, cell, pbc)
-        assert_same_edges(found, neighbor_list(positions, cell, pbc, 2.5))
-    assert 180 / 20 < verlet.n_rebuilds < 180 / 2
-
-
 @pytest.mark.parametrize("shrink", [0.9, 0.8, 0.65, 0.55])
 def test_a_shortest_pair_at_the_end_of_the_skin_does_not_hide_those_that_enter(shrink):
     """Of a crystal that is compressed, whose first neighbours are exactly at cutoff + skin."""
-    verlet, structure = DeviceList(5.0, torch.device("cpu")), (np.zeros((1, 3)), 5.5 * np.eye(3), PERIODIC)
+    verlet, structure = device_verlet(5.0), (np.zeros((1, 3)), 5.5 * np.eye(3), PERIODIC)
     assert len(edges_within(verlet, *structure)[0][0]) == 0
     now = np.zeros((1, 3)), shrink * 5.5 * np.eye(3), PERIODIC
     expected = neighbor_list(*now, 5.0)
@@ -403,7 +398,7 @@ def test_a_shortest_pair_at_the_end_of_the_skin_does_not_hide_those_that_enter(s
 
 def test_a_list_of_a_device_is_the_same_tensors_until_the_next_search():
     positions, cell = crystal()
-    verlet = DeviceList(4.0, torch.device("cpu"), skin=0.8)
+    verlet = device_verlet(4.0, skin=0.8)
     first = verlet.update(positions, cell, PERIODIC)
     again = verlet.update(positions + 0.1 * np.sin(np.arange(81.0).reshape(27, 3)), cell, PERIODIC)
     assert all(a is b for a, b in zip(first, again, strict=True))
@@ -413,12 +408,12 @@ def test_a_list_of_a_device_is_the_same_tensors_until_the_next_search():
 
 
 def test_a_list_of_a_device_refuses_atoms_that_are_or_come_to_one_place():
-    cell, device = np.zeros((3, 3)), torch.device("cpu")
+    cell = np.zeros((3, 3))
     positions = np.array([[0.0, 0.0, 0.0], [0.6, 0.0, 0.0], [2.0, 0.0, 0.0]])
     meeting = positions + np.array([[0.3, 0.0, 0.0], [-0.3, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    moved = DeviceList(3.0, device, skin=2.0)
+    moved = device_verlet(3.0, skin=2.0)
     moved.update(positions, cell, MOLECULE)
-    for verlet in (moved, DeviceList(3.0, device)):
+    for verlet in (moved, device_verlet(3.0)):
         with pytest.raises(CoincidentAtomsError, match="Atoms 0 and 1 are at one place"):
             verlet.update(meeting, cell, MOLECULE)
         edges_within(verlet, positions, cell, MOLECULE)  # and goes on
@@ -427,10 +422,10 @@ def test_a_list_of_a_device_refuses_atoms_that_are_or_come_to_one_place():
 @pytest.mark.parametrize("positions", [np.zeros((0, 3)), np.zeros((1, 3)), np.array([[0, 0, 0], [0, 0, 9.0]])])
 @pytest.mark.parametrize(("cell", "pbc"), [(np.zeros((3, 3)), MOLECULE), (20.0 * np.eye(3), PERIODIC)])
 def test_a_list_of_a_device_may_be_empty(positions, cell, pbc):
-    found = DeviceList(4.9, torch.device("cpu")).update(positions, cell, pbc)
+    found = device_verlet(4.9).update(positions, cell, pbc)
     assert [tuple(tensor.shape) for tensor in found] == [(0,), (0,), (0, 3)]
 
 
 def test_a_device_refuses_a_cell_far_too_small():
     with pytest.raises(CoincidentAtomsError, match="so short"):
-        DeviceList(5.0, torch.device("cpu")).update(np.zeros((1, 3)), 1e-3 * np.eye(3), PERIODIC)
+        device_verlet(5.0).update(np.zeros((1, 3)), 1e-3 * np.eye(3), PERIODIC)
