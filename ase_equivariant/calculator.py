@@ -193,20 +193,17 @@ class EquivariantCalculator(Calculator):
         `print(calc.estimate(atoms))` says it in a line; nothing of the whole is computed but the number of its edges.
         """
 
-        def make_step(piece: Atoms) -> Callable[[], int]:
-            neighbors = VerletList(self.potential.cutoff)
+        def make_step(piece: Atoms) -> Callable[[], object]:
+            neighbors = lists_for(self.potential.cutoff, self._device)
             getattr(self._backend, "forget", lambda: None)()  # arrays that are there would count for nothing
 
-            def step() -> int:
-                graph = self._graph(piece, neighbors)
-                self._predict(graph, True)
-                return graph.n_edges
+            return lambda: self._predict(self._graph(piece, neighbors[self.keeps_edges]), True)
 
-            return step
+        def count(piece: Atoms) -> int:
+            return edges_of(piece, self.potential.cutoff)
 
         _require_atoms(atoms)
-        edges = edges_of(atoms, self.potential.cutoff)
-        return estimate(make_step, atoms, edges, lambda: self.parameters["backend"], self._device)
+        return estimate(make_step, atoms, count, lambda: self.parameters["backend"], self._device)
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What results depend on and has changed since the last call, by however little; `tol` plays no role.

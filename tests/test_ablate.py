@@ -87,8 +87,9 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_told(config):
 
 
 def test_several_axes_make_a_grid_and_values_are_read_as_yaml(raw):
-    points = grid(raw, ["radial_mlp=[8],[16, 16]", "optimizer.lr=0.1,1e-3", "loss.stress=0"])
-    assert [point.settings["model.radial_mlp"] for point in points] == [[8], [8], [16, 16], [16, 16]]
+    points = grid(raw, ["radial_mlp=[],[16, 16]", "optimizer.lr=0.1,1e-3", "loss.stress=0"])
+    assert [point.settings["model.radial_mlp"] for point in points] == [[], [], [16, 16], [16, 16]]
+    assert points[0].label == "radial_mlp=empty,lr=0.1,stress=0"
     assert points[3].raw["model"]["radial_mlp"] == [16, 16]
     assert points[3].raw["optimizer"] == {**raw["optimizer"], "lr": "1e-3"}
     assert points[3].label == "radial_mlp=16_16,lr=1e-3,stress=0"
@@ -124,7 +125,7 @@ def test_settings_with_values_for_each_element_can_be_axes(raw):
         (["optimizer.lr=0"], "optimizer.lr is 0.0; allowed: above 0"),
         (["optimizer.speed=3"], "unknown key 'speed' in optimizer; allowed: algorithm, lr"),
         (["architecture.lr=0"], "architecture is no section of the configuration"),
-        (["architecture=mace,gap"], "unknown architecture 'gap'"),
+        (["architecture=mace,gap"], "architecture is 'gap'; allowed: mace, nequip, botnet"),
         ([f"seed={','.join(map(str, range(40)))}", f"l_max={','.join(map(str, range(40)))}"], "more than 1000 runs"),
     ],
 )

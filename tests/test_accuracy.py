@@ -1,6 +1,8 @@
 """The accuracy benchmarks: every set has a configuration of every architecture, and a row of the table."""
 
+import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,22 +29,32 @@ from ase_equivariant.architectures import build_unweighted  # noqa: E402
 from ase_equivariant.training.ablate import grid  # noqa: E402
 from ase_equivariant.training.config import read_config  # noqa: E402
 
-PAIRS = [(name, architecture) for name in SETS for architecture in ARCHITECTURES]
+PAIRS = [(name, model) for name, benchmark in SETS.items() for model in benchmark.models]
+MLEARN = [("mlearn", architecture) for architecture in ("nequip", "botnet")]  # mace-mlearn is a shipped model
 
 
-@pytest.mark.parametrize(("name", "architecture"), PAIRS)
-def test_every_set_has_a_configuration_of_every_architecture(name, architecture):
-    config, _ = read_config(run.CONFIGS / f"{name}_{architecture}.yaml")
-    assert config.architecture == architecture
-    assert Path(config.output).name == f"{name}_{architecture}"
-    settings = {"num_species": 4, "avg_num_neighbors": 10.0, **config.model}
-    assert build_unweighted(architecture, settings, torch.float32).config.cutoff == config.model["cutoff"]
+@pytest.mark.parametrize(("name", "model"), PAIRS + MLEARN)
+def test_every_set_has_a_configuration_of_every_model(name, model):
+    config, _ = read_config(run.CONFIGS / f"{name}_{model}.yaml")
+    assert config.architecture == model.removesuffix("_paper")
+    assert Path(config.output).name == f"{name}_{model}"
+    assert config.data.test
+    settings = {"num_species": 6, "avg_num_neighbors": 10.0, **config.model}
+    assert build_unweighted(config.architecture, settings, torch.float32).config.cutoff == config.model["cutoff"]
+
+
+def test_every_set_has_all_architectures_and_every_configuration_is_of_a_set():
+    assert all(set(benchmark.models) >= set(ARCHITECTURES) for benchmark in SETS.values())
+    assert {f"{name}_{model}" for name, model in PAIRS + MLEARN} == {path.stem for path in run.CONFIGS.glob("*.yaml")}
 
 
 def test_what_was_not_run_stands_in_the_table_with_its_command(tmp_path):
     text = tables.write_tables(tmp_path)
-    for name, architecture in PAIRS:
-        assert f"not run: `python benchmarks/accuracy/run.py {name} {architecture}`" in text
+    for name, model in PAIRS:
+        assert f"not run: `python benchmarks/accuracy/run.py {name} {model}`" in text
+    for points in (50, 200):
+        assert f"| {points} | not run: `python benchmarks/accuracy/run.py rmd17_ethanol mace --frames {points}`" in text
+    assert "not run: `ase-equivariant train benchmarks/accuracy/configs/mlearn_nequip.yaml && python" in text
     assert "MACE, published | 0.9 / 5.1 | 4.6 / 22.4" in text
     assert (tmp_path / "accuracy.md").read_text() == text
 
@@ -53,13 +65,17 @@ def test_results_stand_beside_published_ones_and_make_learning_curves(tmp_path):
     result = {"parameters": 1234, "minutes": 20.4, "frames": 500}
     result |= {"tests": {"300 K": found, "600 K": found}, "curves": {"dihedral": curve, "H transfer": curve}}
     (tmp_path / "accuracy_acac_mace.json").write_text(json.dumps(result))
-    (tmp_path / "accuracy_acac_mace_50.json").write_text(json.dumps({**result, "frames": 50}))
-    result["tests"] = {"test": found}
+    result |= {"tests": {"test": found}, "curves": {}}
+    (tmp_path / "accuracy_rmd17_ethanol_mace_200.json").write_text(json.dumps(result))
     (tmp_path / "accuracy_rmd17_ethanol_nequip.json").write_text(json.dumps(result))
+    part = {kind: {"rmse": 1.26} for kind in ("energy", "forces", "stress")}
+    (tmp_path / "mlearn_nequip.json").write_text(json.dumps({"elements": dict.fromkeys(tables.mlearn.ELEMENTS, part)}))
     text = tables.write_tables(tmp_path)
     assert "| **MACE, ours** | 0.50 / 5.0 | 0.50 / 5.0 | 7.0 | 7.0 | 1,234 | 20 |" in text
     assert "- H transfer: 14; MACE 12" in text
-    assert text.index("| MACE | 50 |") < text.index("| MACE | 500 |")
+    assert "| MACE, published | 50 | 6.7 / 32.6 | – | – |" in text
+    assert "| **MACE, ours** | 200 | 0.40 / 3.0 | 1,234 | 20 |" in text
+    assert "| **NequIP, ours** | 1.3 / 1.3 / 1.26 | 1.3" in text
     brief = (tmp_path / "accuracy_brief.md").read_text()
     assert "| **NequIP, ours** | – | – | – | – | – | 3.0 | – |" in brief  # a mean absolute error
     assert "|  | AcAc 300 K | AcAc 600 K | 3BPA 300 K |" in brief
@@ -86,8 +102,9 @@ def test_an_ablation_has_a_column_per_axis_and_per_set():
 def test_the_ablation_uses_no_test_of_the_benchmark():
     raw = ablation.configuration()
     points = grid(raw, ablation.VARY)
-    varied = [(p.settings["model.radial_mlp"], p.settings["model.bessel_decay"]) for p in points]
-    assert varied == [(widths, decay) for widths in ([64, 64], []) for decay in (0, 1, 2)]
+    fields = ("radial_mlp", "bessel_norm", "bessel_decay")
+    varied = [tuple(point.settings[f"model.{field}"] for field in fields) for point in points]
+    assert varied == list(itertools.product(([64, 64, 64], []), ("unit", "paper"), (0, 1)))
     used = {Path(name).name for name in [raw["data"]["train"], *raw["data"]["test"].values()]}
     tests = {Path(name).name for name in [*SETS["acac"].tests.values(), *SETS["acac"].curves.values()]}
     assert used == {*ablation.FILES.values(), "train_600K.xyz"}
@@ -107,13 +124,14 @@ def test_the_ablation_learns_none_of_the_structures_that_it_is_judged_by():
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("accuracy_*.json")))
 def test_results_are_those_of_the_committed_configurations(name):
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    _, raw = read_config(run.CONFIGS / f"{result['set']}_{result['architecture']}.yaml")
+    model = re.fullmatch(rf"accuracy_{result['set']}_(\w+?)(_\d+)?", name)[1]
+    _, raw = read_config(run.CONFIGS / f"{result['set']}_{model}.yaml")
     decisive = ("architecture", "model", "loss", "optimizer", "seed", "precision")
     assert {key: result["config"][key] for key in decisive} == {key: raw[key] for key in decisive}
 
 
 def test_tables_are_those_of_the_results(tmp_path):
-    for path in RESULTS.glob("accuracy_*.json"):
+    for path in [*RESULTS.glob("accuracy_*.json"), *RESULTS.glob("mlearn*.json")]:
         shutil.copy(path, tmp_path)
     tables.write_tables(tmp_path)
     for name in ("accuracy.md", "accuracy_brief.md"):
@@ -150,7 +168,8 @@ def test_frames_of_npz_and_parts_of_a_set_that_hold_the_smaller_ones(tmp_path, m
     (tmp_path / "rmd17").mkdir()
     coords = np.random.default_rng(1).normal(size=(9, 2, 3))
     arrays = {"nuclear_charges": [8, 1], "coords": coords, "energies": np.arange(9.0), "forces": -coords}
-    np.savez(tmp_path / SETS["rmd17_ethanol"].train, **arrays)
+    for file in (SETS["rmd17_ethanol"].train, SETS["rmd17_ethanol"].tests["test"]):
+        np.savez(tmp_path / file, **arrays)
     drawn, epochs = [], run.configuration("rmd17_ethanol", "mace", tmp_path, None)["run"]["max_epochs"]
     for frames in (3, 6):
         raw = run.configuration("rmd17_ethanol", "mace", tmp_path, frames)
@@ -159,5 +178,6 @@ def test_frames_of_npz_and_parts_of_a_set_that_hold_the_smaller_ones(tmp_path, m
         drawn.append({atoms.get_potential_energy() for atoms in read})
         assert raw["run"]["max_epochs"] == epochs * 9 / frames
         assert raw["output"].endswith(f"rmd17_ethanol_mace_{frames}")
+        assert len(run.frames_of(run.CONFIGS / raw["data"]["test"]["test"])) == 9
     assert drawn[0] < drawn[1]
     assert [len(energies) for energies in drawn] == [3, 6]

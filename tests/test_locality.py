@@ -102,8 +102,13 @@ def test_two_molecules_far_apart_add(potential, graph_of):
 
 @pytest.mark.parametrize("atoms", [Atoms("C"), Atoms("C", positions=[[7, 8, 9]], cell=9 * np.eye(3), pbc=True)])
 def test_an_isolated_atom_has_the_constant_of_its_species_and_no_force(atoms, potential, graph_of):
-    prediction = predict(potential, graph_of(atoms, Atoms("C"), Atoms("O")))
+    graph = graph_of(atoms, Atoms("C"), Atoms("O"))
+    prediction = predict(potential, graph)
+    assert graph.n_edges == 0
     assert (prediction.forces == 0).all()
+    own = potential.architecture(graph.vectors(), graph.species, graph.senders, graph.receivers)[:, 0]
+    constants = potential.atomic_energies[0] + potential.shift[0]
+    assert_same(prediction.energy, constants[graph.species] + potential.scale[0][graph.species] * own)
     assert prediction.energy[0] == prediction.energy[1]
     assert prediction.energy[0] != prediction.energy[2]
 

@@ -529,13 +529,14 @@ def test_scale_is_the_rms_force_of_all_or_of_each_species(tmp_path):
 
 def test_isolated_atoms_give_energies_and_are_not_trained_on(sets):
     frames = ase.io.read(sets / "train.extxyz", ":")
-    for symbol, energy in (("Cu", 3.25), ("Ni", 4.5)):
+    for symbol, energy in (("Cu", 3.25), ("Au", 1.0), ("Ni", 4.5)):
         atom = Atoms(symbol, cell=[20, 20, 20], pbc=True)
         atom.calc = SinglePointCalculator(atom, energy=energy)  # and no forces: they are zero
         frames.append(atom)
     ase.io.write(sets / "train.extxyz", frames)
     model = quietly(write_config(sets, data={"atomic_energies": "isolated"}, run={"max_epochs": 1}))
     header = read_header(model)
+    assert header["atomic_numbers"] == [28, 29]  # weights of gold would never be trained
     assert header["atomic_energies"] == [[4.5, 3.25]]
     assert header["provenance"]["structures"]["train"] == 8
 
@@ -657,9 +658,15 @@ def test_unreadable_files_and_unknown_elements_are_named(sets):
     with pytest.raises(InputError, match=r"cannot read structures from .*broken\.extxyz"):
         quietly(write_config(sets, data={"train": "broken.extxyz"}))
     ase.io.write(sets / "valid.extxyz", labelled("Au", 0))
-    with pytest.raises(InputError, match=r"valid\.extxyz, frame 0: .*Au"):
+    with pytest.raises(InputError, match=r"data\.valid \(.*valid\.extxyz, frame 0\) has Au; allowed: .*train, Ni, Cu$"):
         quietly(write_config(sets))
     assert not (sets / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{"data": {"stress_offset": {"Au": 1.0}}}, {"loss": {"forces_factors": {"Au": 2.0}}}])
+def test_tables_of_elements_that_are_not_trained_are_refused(sets, changes):
+    with pytest.raises(InputError, match=r"(stress_offset|forces_factors) has Au; allowed: the elements of data\.train, Ni, Cu"):
+        quietly(write_config(sets, **changes))
 
 
 @pytest.mark.parametrize(
@@ -721,7 +728,7 @@ def test_unreadable_configurations_are_named(tmp_path):
 def test_wrong_fields_of_the_architecture_are_named(sets):
     with pytest.raises(InputError, match="model: .*colour"):
         quietly(write_config(sets, model={"colour": 1}))
-    with pytest.raises(InputError, match="unknown architecture 'mice'"):
+    with pytest.raises(InputError, match="architecture is 'mice'; allowed: mace, nequip, botnet"):
         quietly(write_config(sets, architecture="mice"))
 
 

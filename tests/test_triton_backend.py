@@ -168,6 +168,16 @@ def steps_whose_neighbours_stay_on_the_device_are_those_of_eager():
     assert 2 < fast._neighbors[True].n_rebuilds < 9
 
 
+def an_estimate_measures_steps_with_the_neighbours_that_stay_on_the_device():
+    fast, atoms, sizes = EquivariantCalculator(tiny_potential("mace", **MACE), backend="triton"), copper(), []
+    fast.warm_up(atoms)
+    predict_ = fast._predict
+    fast._predict = lambda graph, forces: sizes.append(graph.n_edges) or predict_(graph, forces)
+    found = fast.estimate(atoms)
+    assert found.edges == from_atoms(atoms, fast.potential.atomic_numbers, fast.potential.cutoff).n_edges
+    assert sizes[-1] > found.edges
+
+
 def what_the_search_on_the_device_meets_is_said():
     fast, atoms = EquivariantCalculator(tiny_potential("mace", **MACE), backend="triton"), copper()
     fast.warm_up(atoms)
@@ -227,6 +237,7 @@ CHECKS = {
         forces_are_minus_the_gradient_also_of_a_spline,
         edges_beyond_the_cutoff_change_no_bit,
         steps_whose_neighbours_stay_on_the_device_are_those_of_eager,
+        an_estimate_measures_steps_with_the_neighbours_that_stay_on_the_device,
         what_the_search_on_the_device_meets_is_said,
         a_lone_atom_and_no_atoms_have_results,
         what_cannot_be_served_is_refused,

@@ -32,7 +32,7 @@ from ase_equivariant.architectures.validation import (
 from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
-from ase_equivariant.nn.linear import Linear, SpeciesDense, SpeciesLinear, normal_parameter
+from ase_equivariant.nn.linear import Linear, SpeciesDense, SpeciesLinear, add_blocks, normal_parameter
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
 from ase_equivariant.nn.readout import LinearReadout, MLPReadout
 
@@ -160,6 +160,4 @@ class Layer(torch.nn.Module):
         message = self.linear(self.convolution(sent, edge_attrs, weights, senders, receivers))
         if not self.residual:
             return self.skip(message, species)
-        for target, block in zip(self.skip.targets, self.skip(node_feats, species)):
-            message[target] = message[target] + block
-        return message
+        return add_blocks(message, self.skip(node_feats, species), self.skip.targets)

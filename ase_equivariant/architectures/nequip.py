@@ -44,7 +44,7 @@ from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.gate import Gate
 from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import block_index, harmonics_irreps, layer_irreps, parse_irreps
-from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, normal_parameter
+from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, add_blocks, normal_parameter
 from ase_equivariant.nn.norm import NORMS, RMSNorm
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.nn.radial import RadialBasis, RadialMLP
@@ -187,8 +187,7 @@ class Layer(torch.nn.Module):
         out = self.linear(self.convolution(sent, edge_attrs, weights, senders, receivers))
         matrices = torch.zeros_like(species) if self.shared else species
         if self.residual:
-            for target, block in zip(self.skip.targets, self.skip(node_feats, matrices)):
-                out[target] = out[target] + block
+            out = add_blocks(out, self.skip(node_feats, matrices), self.skip.targets)
         else:
             out = self.skip(out, matrices)
         for norm in self.norms:

@@ -41,17 +41,19 @@ class Estimate:
 
 
 def estimate(
-    make_step: Callable[[Atoms], Callable[[], int]],
+    make_step: Callable[[Atoms], Callable[[], object]],
     atoms: Atoms,
-    edges: int,
+    count: Callable[[Atoms], int],
     backend: Callable[[], str],
     device: torch.device,
 ) -> Estimate:
-    """The cost of a step of `atoms`, which have so many edges.
+    """The cost of a step of `atoms`.
 
-    `make_step(atoms)` gives a function that makes a step, with a new neighbour list when first called, and returns the
-    number of edges. `backend()` names who made the last one.
+    `make_step(atoms)` gives a function that makes a step, with a new neighbour list when first called. `count(atoms)` is
+    the number of edges within the cutoff, to which those that a backend keeps beyond it are in proportion. `backend()`
+    names who made the last step.
     """
+    edges = count(atoms)
     sample = _piece(atoms)
     stretched = sample.copy()
     stretched.positions *= STRETCH
@@ -59,7 +61,7 @@ def estimate(
     if len(sample) > 1:
         del stretched[-1]  # a backend that keeps its arrays for the next call of the same size allocates them anew
     make_step(sample[:-2] if len(sample) > 2 else sample)()  # whatever happens once only
-    costs = [(len(piece), *_measure(make_step(piece), device)) for piece in (stretched, sample)]
+    costs = [(len(piece), count(piece), *_measure(make_step(piece), device)) for piece in (stretched, sample)]
     memory = _linear(len(atoms), edges, *((n, e, size) for n, e, size, _ in costs))
     seconds = _linear(len(atoms), edges, *((n, e, time_) for n, e, _, time_ in costs))
     return Estimate(backend(), len(atoms), edges, round(memory), seconds)
@@ -82,27 +84,27 @@ def _linear(atoms: int, edges: int, small: tuple[int, int, float], large: tuple[
     return atoms * (all_of_it - per_edge * many) + edges * per_edge
 
 
-def _measure(step: Callable[[], int], device: torch.device) -> tuple[int, float, float]:
-    """Edges, bytes and seconds of a step."""
+def _measure(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Bytes and seconds of a step."""
     memory = memory_on_gpu(step, device) if device.type == "cuda" else memory_on_cpu(step)
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        edges = step()
+        step()
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
         seconds.append(time.perf_counter() - start)
-    return edges, memory, min(seconds)
+    return memory, min(seconds)
 
 
-def memory_on_gpu(step: Callable[[], int], device: torch.device) -> float:
+def memory_on_gpu(step: Callable[[], object], device: torch.device) -> float:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     step()
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def memory_on_cpu(step: Callable[[], int]) -> float:
+def memory_on_cpu(step: Callable[[], object]) -> float:
     """The peak of numpy's arrays, and what autograd keeps of torch's, of which no peak is known."""
     kept: dict[int, int] = {}
 

@@ -126,9 +126,13 @@ def resolve(name: str, raw: dict) -> str:
     return name
 
 
+def _in_a_name(value: Any) -> str:
+    return re.sub(r"[^\w.+-]+", "_", str(value)).strip("_") or "empty"
+
+
 def make_point(raw: dict, settings: dict[str, Any]) -> Point:
     """The configuration with these values; InputError where it is none."""
-    names = {path.split(".")[-1]: re.sub(r"[^\w.+-]+", "_", str(value)).strip("_") for path, value in settings.items()}
+    names = {path.split(".")[-1]: _in_a_name(value) for path, value in settings.items()}
     label = ",".join(f"{name}={value}" for name, value in names.items())
     changed = copy.deepcopy(raw)
     for path, value in settings.items():

@@ -15,6 +15,7 @@ import yaml
 from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols, covalent_radii
 
+from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.training.parsing import parse, shown
 
 DECIDED = {"num_species", "num_heads", "attributes"}  # settings of a model that a configuration cannot make
@@ -222,6 +223,7 @@ class TrainConfig:
             self,
             "",
             name=(self.name and not set(self.name) & set("/\\"), "a file name without folder"),
+            architecture=(self.architecture in ARCHITECTURES, ", ".join(ARCHITECTURES)),
             model=(
                 isinstance(cutoff, (int, float)) and cutoff > 0 and not DECIDED & set(self.model),
                 "a section with a positive cutoff, Å, without num_species and num_heads, which the data decide, "

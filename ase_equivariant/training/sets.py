@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from ase.calculators.calculator import InputError
+from ase.data import chemical_symbols
 
 from ase_equivariant.training.config import DataConfig, TrainConfig
 from ase_equivariant.training.data import (
@@ -54,21 +56,38 @@ def load_sets(config: TrainConfig, root: Path) -> Sets:
         raise InputError(
             f"no training structure has a stress under the key {config.data.keys.stress!r} (loss.stress > 0)"
         )
+    isolated = [s for s in train if config.data.atomic_energies == "isolated" and is_alone(s, config)]
+    alone = {id(s) for s in isolated}
+    train = [s for s in train if id(s) not in alone]
     numbers = sorted({int(z) for s in train for z in s.atoms.numbers})
-    structures = [*train, *valid, *(s for label in tests for s in tests[label])]
-    graphs = {id(s): make_batch(s, numbers, float(config.model["cutoff"])) for s in structures}
-    isolated = []
-    if config.data.atomic_energies == "isolated":
-        isolated = [s for s in train if len(s.atoms) == 1 and graphs[id(s)].graph.n_edges == 0]
-        alone = {id(s) for s in isolated}
-        train = [s for s in train if id(s) not in alone]
     if config.data.valid_fraction is not None:
         train, valid = split(train, config.data.valid_fraction, config.seed)
     if not train or not valid:
         raise InputError(
             f"{len(train)} training and {len(valid)} validation structures; at least one of each is needed"
         )
+    places = {"data.stress_offset": config.data.stress_offset, "loss.forces_factors": config.loss.forces_factors}
+    for name, found in {"valid": valid, **{f"test.{label}": tests[label] for label in tests}}.items():
+        places |= {f"data.{name} ({s.source})": s.atoms.symbols for s in found}
+    check_elements(places, [chemical_symbols[z] for z in numbers])
+    structures = [*train, *valid, *(s for label in tests for s in tests[label])]
+    graphs = {id(s): make_batch(s, numbers, float(config.model["cutoff"])) for s in structures}
     return Sets(train, valid, tests, isolated, graphs, numbers)
+
+
+def is_alone(structure: Structure, config: TrainConfig) -> bool:
+    """Whether it is one atom without neighbours."""
+    numbers = structure.atoms.numbers
+    return len(numbers) == 1 and make_batch(structure, numbers, float(config.model["cutoff"])).graph.n_edges == 0
+
+
+def check_elements(places: dict[str, Iterable[str]], known: list[str]) -> None:
+    """Raise the `InputError` of a place in the configuration whose elements no training structure holds."""
+    for place, symbols in places.items():
+        if unknown := sorted(set(symbols).difference(known)):
+            raise InputError(
+                f"{place} has {', '.join(unknown)}; allowed: the elements of data.train, {', '.join(known)}"
+            )
 
 
 def loaders(config: TrainConfig, sets: Sets) -> tuple[torch.utils.data.DataLoader, torch.utils.data.DataLoader]:

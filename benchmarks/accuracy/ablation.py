@@ -26,7 +26,7 @@ from ase_equivariant.training.ablate import ablate
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from report import parser, table, write  # noqa: E402
 
-VARY = ("radial_mlp=[64, 64],[]", "bessel_decay=0,1,2")
+VARY = ("radial_mlp=[64, 64, 64],[]", "bessel_norm=unit,paper", "bessel_decay=0,1")
 STRUCTURES = 125  # validation included
 FOLDER = RUNS / f"ablation_{STRUCTURES}"  # runs that were finished with other data are no results of these
 FILES = {"train": "train.extxyz", "300 K": "others.extxyz"}

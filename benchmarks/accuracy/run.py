@@ -1,10 +1,10 @@
 """Train one architecture on one set, and evaluate it on all its tests in float64.
 
-    python benchmarks/accuracy/run.py SET ARCHITECTURE [--frames N] [--data FOLDER]
+    python benchmarks/accuracy/run.py SET MODEL [--frames N] [--data FOLDER]
 
-The configuration is configs/SET_ARCHITECTURE.yaml, which `ase-equivariant train` and `ablate` take as well. Everything
-trained lies below runs/accuracy; the same command continues an interrupted training and does not repeat a finished one.
-Results go to results/accuracy_SET_ARCHITECTURE.json and into the tables of results/accuracy.md.
+The configuration is configs/SET_MODEL.yaml, which `ase-equivariant train` and `ablate` take as well. Everything trained
+lies below runs/accuracy; the same command continues an interrupted training and does not repeat a finished one, whatever
+machine it began on. Results go to results/accuracy_SET_MODEL.json and into the tables of results/accuracy.md.
 
 With --frames, a point of the learning curve: N structures drawn from the training set, and as many steps as with all.
 """
@@ -24,10 +24,10 @@ import yaml
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from rich.console import Console
-from sets import ARCHITECTURES, SETS
+from sets import ARCHITECTURES, PAPER, SETS
 from tables import result_name, write_tables
 
-from ase_equivariant.checkpoint import load_potential
+from ase_equivariant.checkpoint import load_potential, read_header
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.potential import Potential
@@ -47,12 +47,14 @@ DATA = ROOT.parent / "shared" / "data"
 def main() -> None:
     arguments = parser(__doc__, model=False)
     arguments.add_argument("set", choices=SETS)
-    arguments.add_argument("architecture", choices=ARCHITECTURES)
+    arguments.add_argument("model", choices=(*ARCHITECTURES, PAPER))
     arguments.add_argument("--frames", type=int, help="structures to train on, validation included")
     arguments.add_argument("--data", type=Path, default=DATA, help="folder of the sets")
     args = arguments.parse_args()
     benchmark = SETS[args.set]
-    raw = configuration(args.set, args.architecture, args.data, args.frames)
+    raw = configuration(args.set, args.model, args.data, args.frames)
+    if (CONFIGS / raw["output"] / "last.ckpt").exists():
+        raw["run"]["accelerator"] = "auto"
     config = parse(TrainConfig, raw, "")
     model = train_as(config, raw, CONFIGS, Console(width=120))
     history = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
@@ -61,7 +63,7 @@ def main() -> None:
     compare = {"tests": errors, "curves": relative_errors}
     result = {
         "set": args.set,
-        "architecture": args.architecture,
+        "architecture": config.architecture,
         "frames": len(ase.io.read(CONFIGS / raw["data"]["train"], ":")),
         "parameters": sum(weight.numel() for weight in potential.parameters()),
         "epochs": len(history),
@@ -75,31 +77,38 @@ def main() -> None:
         for name, file in files.items():
             print(f"{name} ...", flush=True)
             result[kind][name] = compare[kind](evaluate(frames_of(args.data / file), potential))
-    result["config"] = raw
-    record(args.results, result_name(args.set, args.architecture, args.frames), result, model)
+    result["config"] = read_header(model)["provenance"]["config"]  # another machine may have given it other minutes
+    record(args.results, result_name(args.set, args.model, args.frames), result, model)
     write_tables(args.results)
 
 
-def configuration(name: str, architecture: str, data: Path, frames: int | None) -> dict:
-    """The committed configuration; its files are those in `data`, or a part of the training file."""
-    raw = yaml.safe_load((CONFIGS / f"{name}_{architecture}.yaml").read_text())
+def configuration(name: str, model: str, data: Path, frames: int | None) -> dict:
+    """The committed configuration; its files are those in `data`, or parts and copies of them."""
+    path = CONFIGS / f"{name}_{model}.yaml"
+    if not path.exists():
+        raise SystemExit(f"there is no {path.name}; models of {name} are {', '.join(SETS[name].models)}")
+    raw = yaml.safe_load(path.read_text())
     source = data / SETS[name].train
-    if source.suffix == ".npz" or frames is not None:
+    if frames is not None:
         everything = frames_of(source)
-        if frames is not None:
-            if not 2 <= frames <= len(everything):
-                raise SystemExit(f"--frames is {frames}; {source.name} has 2 to {len(everything)}")
-            if "epoch_structures" not in raw["data"]:
-                raw["run"]["max_epochs"] = round(raw["run"]["max_epochs"] * len(everything) / frames)
-            raw["output"] += f"_{frames}"
-            everything = shuffled(everything)[:frames]
-        source = RUNS / "data" / f"{name}_{len(everything)}.extxyz"
-        source.parent.mkdir(parents=True, exist_ok=True)
-        ase.io.write(source, everything)
+        if not 2 <= frames <= len(everything):
+            raise SystemExit(f"--frames is {frames}; {source.name} has 2 to {len(everything)}")
+        if "epoch_structures" not in raw["data"]:
+            raw["run"]["max_epochs"] = round(raw["run"]["max_epochs"] * len(everything) / frames)
+        raw["output"] += f"_{frames}"
+        source = written(f"{name}_{frames}", shuffled(everything)[:frames])
     raw["data"]["train"] = located(source)
     if "test" in raw["data"]:
         raw["data"]["test"] = {test: located(data / file) for test, file in SETS[name].tests.items()}
     return raw
+
+
+def written(name: str, frames: list[Atoms]) -> Path:
+    """An extended XYZ file of them, which training reads."""
+    path = RUNS / "data" / f"{name}.extxyz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ase.io.write(path, frames)
+    return path
 
 
 def shuffled(frames: list[Atoms]) -> list[Atoms]:
@@ -108,7 +117,9 @@ def shuffled(frames: list[Atoms]) -> list[Atoms]:
 
 
 def located(path: Path) -> str:
-    """Relative to the configurations, unless it is somewhere else altogether."""
+    """Relative to the configurations, unless it is somewhere else altogether; what training cannot read, as a copy."""
+    if path.suffix == ".npz":
+        path = written(path.stem, frames_of(path))
     path = Path(os.path.abspath(path))
     ours = path.is_relative_to(DATA) or path.is_relative_to(ROOT)
     return os.path.relpath(path, CONFIGS) if ours else str(path)

@@ -1,6 +1,6 @@
 """Train several models of the accuracy benchmarks on one GPU at the same time.
 
-    python benchmarks/device/train.py [--minutes M] SET:ARCHITECTURE [...]
+    python benchmarks/device/train.py [--minutes M] SET:MODEL [...]
 
 Small molecules leave most of a GPU idle, so each training runs in a thread with a stream of its own. Configurations,
 outputs and resumption are those of `accuracy/run.py`, which evaluates what was trained here, also on another machine
@@ -28,7 +28,7 @@ from ase_equivariant.training.train import train_as  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("training", nargs="+", help="SET:ARCHITECTURE, or SET:ARCHITECTURE:FRAMES")
+    parser.add_argument("training", nargs="+", help="SET:MODEL, or SET:MODEL:FRAMES")
     parser.add_argument("--minutes", type=float, help="in place of the configurations' max_minutes")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the sets")
     args = parser.parse_args()
@@ -44,8 +44,8 @@ def main() -> None:
 
 def run(name: str, args: argparse.Namespace, failed: list[str]) -> None:
     """One training, and its last line on the console."""
-    part, architecture, *frames = name.split(":")
-    raw = configuration(part, architecture, args.data, int(frames[0]) if frames else None)
+    part, model, *frames = name.split(":")
+    raw = configuration(part, model, args.data, int(frames[0]) if frames else None)
     raw["run"] |= {"accelerator": "gpu"} | ({"max_minutes": args.minutes} if args.minutes else {})
     raw["data"].pop("test", None)  # `run.py` evaluates
     folder = CONFIGS / raw["output"]
