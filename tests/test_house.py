@@ -13,6 +13,7 @@ import yaml
 from ase.collections import dcdft
 
 import ase_equivariant
+from ase_equivariant.checkpoint import read_header
 
 ROOT = Path(__file__).parents[1]
 METADATA = configparser.ConfigParser()
@@ -96,6 +97,11 @@ def test_every_model_has_a_card_and_a_configuration():
     for name, card in cards.items():
         configurations = [ROOT / "models" / link for link in re.findall(r"\]\((\S+\.yaml)\)", card)]
         assert name in {yaml.safe_load(path.read_text())["name"] for path in configurations}
+        header = read_header(name)
+        said = [header[key] for key in ("level_of_theory", "training_data_license", "license", "citation")]
+        assert [text for text in said if text not in card] == []
+        assert "What it is for." in card
+        assert "RMSE" in card
 
 
 def test_no_file_holds_a_path_of_one_machine():
