@@ -41,12 +41,14 @@ def filled(page: Path) -> str:
 def described(name: str, up: str) -> list[tuple[str, str]]:
     """The rows of a card."""
     header = read_header(name)
-    path = next(p for p in HERE.glob("accuracy/configs/*.yaml") if yaml.safe_load(p.read_text())["name"] == name)
+    configs = HERE.glob("accuracy/configs/*.yaml")
+    path = next(path for path in configs if yaml.safe_load(path.read_text())["name"] == name)
+    kind = ARCHITECTURES[header["architecture"]].__name__
     errors = {"validation": header["errors"]["validation"], **header["errors"]["test"]}
     labels = [kind for kind in header["errors"]["units"] if f"{kind}_rmse" in errors["validation"]["all"]]
     counts = header["provenance"]["structures"]
     return [
-        ("architecture", f"{ARCHITECTURES[header['architecture']].__name__}, as in [{path.name}]({up}{path.relative_to(HERE.parent)})"),
+        ("architecture", f"{kind}, as in [{path.name}]({up}{path.relative_to(HERE.parent)})"),
         ("elements", ", ".join(chemical_symbols[z] for z in header["atomic_numbers"])),
         ("labels", f"{', '.join(labels)}; {header['level_of_theory']}"),
         ("data", header["training_data"]),

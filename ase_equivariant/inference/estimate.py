@@ -49,9 +49,9 @@ def estimate(
 ) -> Estimate:
     """The cost of a step of `atoms`.
 
-    `make_step(atoms)` gives a function that makes a step, with a new neighbour list when first called. `count(atoms)` is
-    the number of edges within the cutoff, to which those that a backend keeps beyond it are in proportion. `backend()`
-    names who made the last step.
+    `make_step(atoms)` gives a function that makes a step, with a new neighbour list when first called. `count(atoms)`
+    is the number of edges within the cutoff; those that a backend keeps beyond it are in proportion to them.
+    `backend()` names who made the last step.
     """
     edges = count(atoms)
     sample = _piece(atoms)

@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy/run.py SET MODEL [--frames N] [--data FOLDER]
 
-The configuration is configs/SET_MODEL.yaml, which `ase-equivariant train` and `ablate` take as well. Everything trained
-lies below runs/accuracy; the same command continues an interrupted training and does not repeat a finished one, whatever
-machine it began on. Results go to results/accuracy_SET_MODEL.json and into the tables of results/accuracy.md.
+The configuration is configs/SET_MODEL.yaml, which `ase-equivariant train` and `ablate` take as well. Everything
+trained lies below runs/accuracy; the same command continues an interrupted training and does not repeat a finished one,
+whatever machine it began on. Results go to results/accuracy_SET_MODEL.json and into the tables of results/accuracy.md.
 
 With --frames, a point of the learning curve: N structures drawn from the training set, and as many steps as with all.
 """
