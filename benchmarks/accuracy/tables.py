@@ -24,9 +24,9 @@ which only energies are known, relative energies: mean deviation removed path by
 one CPU core, or on a share of the GPU that stands beside the minutes; each stands in a JSON file of this folder, with
 the configuration that trained it and the command that trains and evaluates.
 """
-STRESSES = """One potential of six elements, RMSE of energies in meV/atom, forces in meV/Å and stresses in GPa, on the
-official test split in float32; published without stresses, M3GNet-all as one potential, the others as one per element. The
-stress labels of Ni and Cu contradict their energies, which ours follow. More in [mlearn.md](mlearn.md)."""
+STRESSES = """One potential of six elements: RMSE of energies in meV/atom, forces in meV/Å and stresses in GPa, on the
+official test split in float32. Published: without stresses, M3GNet-all as one potential, the others as one per element.
+The stress labels of Ni and Cu contradict their energies, which ours follow. More in [mlearn.md](mlearn.md)."""
 CAPITALS = {"mace": "MACE", "nequip": "NequIP", "botnet": "BOTNet", PAPER: "MACE, the paper's settings"}
 BRIEF = {"acac": "AcAc", "3bpa": "3BPA", "rmd17_ethanol": "rMD17 ethanol", "rmd17_aspirin": "rMD17 aspirin"}
 
