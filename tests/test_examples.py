@@ -50,8 +50,8 @@ def test_an_example_is_short_and_runs(name, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "steps", "number", "expected", "tolerance"),
     [
-        ("hydrogen_transfer.py", 300, r"barrier ([\d.]+) meV", 10.3, 0.5),  # 14.1 in the energies of the set
-        ("torsion_scan.py", 200, r"barrier ([\d.]+) meV", 3.6, 0.3),
+        ("hydrogen_transfer.py", 300, r"barrier ([\d.]+) meV", 9.1, 0.5),  # 14.1 in the energies of the set
+        ("torsion_scan.py", 200, r"barrier ([\d.]+) meV", 4.7, 0.3),
         ("spectrum.py", 1000, r"stretching (\d+) 1/cm", 3083, 60),  # as far as half a picosecond tells
         ("torsions.py", 600, r"angle ([\d.]+) degrees", 118.5, 1),
     ],
