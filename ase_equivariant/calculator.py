@@ -193,17 +193,24 @@ class EquivariantCalculator(Calculator):
         `print(calc.estimate(atoms))` says it in a line; nothing of the whole is computed but the number of its edges.
         """
 
-        def make_step(piece: Atoms) -> Callable[[], object]:
+        def make_step(piece: Atoms) -> Callable[[], int]:
             neighbors = lists_for(self.potential.cutoff, self._device)
             getattr(self._backend, "forget", lambda: None)()  # arrays that are there would count for nothing
 
-            return lambda: self._predict(self._graph(piece, neighbors[self.keeps_edges]), True)
+            def step() -> int:
+                graph = self._graph(piece, neighbors[self.keeps_edges])
+                self._predict(graph, True)
+                return graph.n_edges
 
-        def count(piece: Atoms) -> int:
-            return edges_of(piece, self.potential.cutoff)
+            return step
+
+        def kept() -> int:
+            return edges_of(atoms, cutoff + self._neighbors[True].skin) if self.keeps_edges else edges
 
         _require_atoms(atoms)
-        return estimate(make_step, atoms, count, lambda: self.parameters["backend"], self._device)
+        cutoff = self.potential.cutoff
+        edges = edges_of(atoms, cutoff)
+        return estimate(make_step, atoms, edges, kept, lambda: self.parameters["backend"], self._device)
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What results depend on and has changed since the last call, by however little; `tol` plays no role.

@@ -17,6 +17,7 @@ SCRIPTS = {  # script -> which of the arguments it takes
     "physics/crystals.py": ("model", "results"),
     "physics/closest_pairs.py": ("model", "data", "results"),
     "accuracy/mlearn.py": ("model", "data", "results"),
+    "accuracy/tables.py": ("results",),
     "physics/npt.py": ("model", "results"),
     "physics/nve.py": ("model", "results"),
 }

@@ -43,6 +43,15 @@ def test_every_set_has_a_configuration_of_every_model(name, model):
     assert build_unweighted(config.architecture, settings, torch.float32).config.cutoff == config.model["cutoff"]
 
 
+@pytest.mark.parametrize(("name", "species", "published"), [("acac", 3, 2_803_984), ("3bpa", 4, 2_983_184)])
+def test_the_paper_s_mace_has_the_parameters_that_are_published(name, species, published):
+    """But for weights of couplings that depend on others: 187 paths there, 62 here, for each species and channel."""
+    config, _ = read_config(run.CONFIGS / f"{name}_mace_paper.yaml")
+    settings = {"num_species": species, "avg_num_neighbors": 10.0, **config.model}
+    model = build_unweighted("mace", settings, torch.float32)
+    assert sum(weight.numel() for weight in model.parameters()) == published - (187 - 62) * 256 * species
+
+
 def test_every_set_has_all_architectures_and_every_configuration_is_of_a_set():
     assert all(set(benchmark.models) >= set(ARCHITECTURES) for benchmark in SETS.values())
     assert {f"{name}_{model}" for name, model in PAIRS + MLEARN} == {path.stem for path in run.CONFIGS.glob("*.yaml")}
@@ -130,6 +139,12 @@ def test_results_are_those_of_the_committed_configurations(name):
     assert {key: result["config"][key] for key in decisive} == {key: raw[key] for key in decisive}
 
 
+def test_the_ablation_has_the_runs_that_its_command_makes():
+    runs = json.loads((RESULTS / "ablation.json").read_text())["runs"]
+    points = grid(ablation.configuration(), ablation.VARY)
+    assert [(r["settings"], r["config"]["model"]) for r in runs] == [(p.settings, p.raw["model"]) for p in points]
+
+
 def test_tables_are_those_of_the_results(tmp_path):
     for path in [*RESULTS.glob("accuracy_*.json"), *RESULTS.glob("mlearn*.json")]:
         shutil.copy(path, tmp_path)
@@ -161,6 +176,12 @@ def test_all_files_of_a_configuration_are_those_of_the_folder_of_data(tmp_path, 
     assert {"train": data["train"], **data["test"]} == {k: str(tmp_path / "elsewhere" / v) for k, v in files.items()}
     ours = run.configuration("acac", "mace", run.DATA, None)["data"]
     assert ours["train"] == yaml.safe_load((run.CONFIGS / "acac_mace.yaml").read_text())["data"]["train"]
+
+
+def test_what_was_trained_elsewhere_is_trained_no_further(tmp_path):
+    assert run.finished(tmp_path) == {}  # training then says that there is no GPU
+    (tmp_path / "log.jsonl").write_text("{}\n" * 3)
+    assert run.finished(tmp_path) == {"max_epochs": 3, "accelerator": "cpu"}
 
 
 def test_frames_of_npz_and_parts_of_a_set_that_hold_the_smaller_ones(tmp_path, monkeypatch):

@@ -41,19 +41,19 @@ class Estimate:
 
 
 def estimate(
-    make_step: Callable[[Atoms], Callable[[], object]],
+    make_step: Callable[[Atoms], Callable[[], int]],
     atoms: Atoms,
-    count: Callable[[Atoms], int],
+    edges: int,
+    kept: Callable[[], int],
     backend: Callable[[], str],
     device: torch.device,
 ) -> Estimate:
-    """The cost of a step of `atoms`.
+    """The cost of a step of `atoms`, which have so many edges.
 
-    `make_step(atoms)` gives a function that makes a step, with a new neighbour list when first called. `count(atoms)`
-    is the number of edges within the cutoff; those that a backend keeps beyond it are in proportion to them.
-    `backend()` names who made the last step.
+    `make_step(atoms)` gives a function that makes a step, with a new neighbour list when first called, and returns the
+    number of edges in it; `kept()` is that of all atoms, with those beyond the cutoff that a backend keeps. `backend()`
+    names who made the last step.
     """
-    edges = count(atoms)
     sample = _piece(atoms)
     stretched = sample.copy()
     stretched.positions *= STRETCH
@@ -61,9 +61,10 @@ def estimate(
     if len(sample) > 1:
         del stretched[-1]  # a backend that keeps its arrays for the next call of the same size allocates them anew
     make_step(sample[:-2] if len(sample) > 2 else sample)()  # whatever happens once only
-    costs = [(len(piece), count(piece), *_measure(make_step(piece), device)) for piece in (stretched, sample)]
-    memory = _linear(len(atoms), edges, *((n, e, size) for n, e, size, _ in costs))
-    seconds = _linear(len(atoms), edges, *((n, e, time_) for n, e, _, time_ in costs))
+    costs = [(len(piece), *_measure(make_step(piece), device)) for piece in (stretched, sample)]
+    searched = kept()
+    memory = _linear(len(atoms), searched, *((n, e, size) for n, e, size, _ in costs))
+    seconds = _linear(len(atoms), searched, *((n, e, time_) for n, e, _, time_ in costs))
     return Estimate(backend(), len(atoms), edges, round(memory), seconds)
 
 
@@ -84,20 +85,20 @@ def _linear(atoms: int, edges: int, small: tuple[int, int, float], large: tuple[
     return atoms * (all_of_it - per_edge * many) + edges * per_edge
 
 
-def _measure(step: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Bytes and seconds of a step."""
+def _measure(step: Callable[[], int], device: torch.device) -> tuple[int, float, float]:
+    """Edges, bytes and seconds of a step."""
     memory = memory_on_gpu(step, device) if device.type == "cuda" else memory_on_cpu(step)
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        step()
+        edges = step()
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
         seconds.append(time.perf_counter() - start)
-    return memory, min(seconds)
+    return edges, memory, min(seconds)
 
 
-def memory_on_gpu(step: Callable[[], object], device: torch.device) -> float:
+def memory_on_gpu(step: Callable[[], int], device: torch.device) -> float:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     step()

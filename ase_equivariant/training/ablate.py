@@ -113,8 +113,7 @@ def parse_axis(text: str, raw: dict) -> tuple[str, list]:
 
 def resolve(name: str, raw: dict) -> str:
     """The path of an axis in the configuration: a field of the model may be named without its section."""
-    architecture = ARCHITECTURES.get(raw["architecture"])
-    in_model = [f.name for f in fields(architecture.Config)] if architecture else []
+    in_model = [f.name for f in fields(ARCHITECTURES[raw["architecture"]].Config)]
     on_top = [f.name for f in fields(TrainConfig) if f.name not in FIXED]
     section = name.partition(".")[0]
     if name in in_model:

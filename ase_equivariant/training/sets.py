@@ -67,7 +67,7 @@ def load_sets(config: TrainConfig, root: Path) -> Sets:
             f"{len(train)} training and {len(valid)} validation structures; at least one of each is needed"
         )
     places = {"data.stress_offset": config.data.stress_offset, "loss.forces_factors": config.loss.forces_factors}
-    for name, found in {"valid": valid, **{f"test.{label}": tests[label] for label in tests}}.items():
+    for name, found in {"valid": valid, "test": [s for label in tests for s in tests[label]]}.items():
         places |= {f"data.{name} ({s.source})": s.atoms.symbols for s in found}
     check_elements(places, [chemical_symbols[z] for z in numbers])
     structures = [*train, *valid, *(s for label in tests for s in tests[label])]

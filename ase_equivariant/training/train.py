@@ -103,11 +103,14 @@ def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
         known, given = (
             ", ".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
         )
-        raise InputError(f"start: {path} is for {known}, the training set holds {given}; they must be the same")
+        raise InputError(
+            f"start: {path} is for {known}, the training set holds {given}; they must be the same, and "
+            "`ase-equivariant convert --elements` makes a model of fewer"
+        )
     own = json.loads(json.dumps(asdict(potential.architecture.config)))
     asked = with_radii(config.model, sets.numbers)
     changed = [name for name, value in asked.items() if name != "pair_repulsion" and own.get(name) != value]
-    if not isinstance(potential.architecture, ARCHITECTURES.get(config.architecture, ())) or changed:
+    if not isinstance(potential.architecture, ARCHITECTURES[config.architecture]) or changed:
         what = ", ".join(changed) or "architecture"
         raise InputError(f"start: {path} has another {what} than this configuration; make them equal")
     architecture = build(config.architecture, {**own, **asked}, dtype=potential.dtype)

@@ -17,7 +17,6 @@ from ase import units
 from ase.calculators.calculator import Calculator
 from ase.io import read
 
-from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.workflows.evaluate import Errors, compare, evaluate
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -62,12 +61,12 @@ def main() -> None:
         print(f"{symbol} ...", flush=True)
         elements[symbol] = assess(symbol, args.data, model)
     result = {"split": "official test split", "dtype": args.dtype, "elements": elements, "published": PUBLISHED}
-    kind = next(name for name, known in ARCHITECTURES.items() if isinstance(model.potential.architecture, known))
-    write(args.results, result_name(kind), result, markdown(elements), args.model)
+    write(args.results, result_name(Path(args.model).stem), result, markdown(elements), args.model)
 
 
-def result_name(architecture: str) -> str:
-    return "mlearn" if architecture == "mace" else f"mlearn_{architecture}"
+def result_name(model: str) -> str:
+    """That of mace-mlearn is the first of its kind."""
+    return "mlearn" if model == "mace-mlearn" else f"mlearn_{model.removesuffix('-mlearn')}"
 
 
 def commands(architecture: str) -> str:
@@ -75,7 +74,7 @@ def commands(architecture: str) -> str:
     config, output = (f"{folder}/accuracy/" for folder in ("benchmarks", "runs"))
     train = f"ase-equivariant train {config}configs/mlearn_{architecture}.yaml"
     model = f"{output}mlearn_{architecture}/{architecture}-mlearn.safetensors"
-    return f"{train} && python {config}mlearn.py --model {model}"
+    return f"{train} && python {config}mlearn.py --model {model} && python {config}tables.py"
 
 
 def assess(symbol: str, data: Path, model: Calculator) -> dict:

@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy/run.py SET MODEL [--frames N] [--data FOLDER]
 
-The configuration is configs/SET_MODEL.yaml, which `ase-equivariant train` and `ablate` take as well. Everything
-trained lies below runs/accuracy; the same command continues an interrupted training and does not repeat a finished one,
-whatever machine it began on. Results go to results/accuracy_SET_MODEL.json and into the tables of results/accuracy.md.
+The configuration is configs/SET_MODEL.yaml, which `ase-equivariant train` and `ablate` take as well, for rMD17 once
+this has made its copies of the sets. Everything trained lies below runs/accuracy; the same command continues an
+interrupted training and does not repeat a finished one. What a GPU trained as far as it is, a machine without one
+evaluates. Results go to results/accuracy_SET_MODEL.json and into the tables of results/accuracy.md.
 
 With --frames, a point of the learning curve: N structures drawn from the training set, and as many steps as with all.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +55,8 @@ def main() -> None:
     args = arguments.parse_args()
     benchmark = SETS[args.set]
     raw = configuration(args.set, args.model, args.data, args.frames)
-    if (CONFIGS / raw["output"] / "last.ckpt").exists():
-        raw["run"]["accelerator"] = "auto"
+    if raw["run"].get("accelerator") == "gpu" and not torch.cuda.is_available():
+        raw["run"] |= finished(CONFIGS / raw["output"])
     config = parse(TrainConfig, raw, "")
     model = train_as(config, raw, CONFIGS, Console(width=120))
     history = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
@@ -103,11 +105,19 @@ def configuration(name: str, model: str, data: Path, frames: int | None) -> dict
     return raw
 
 
+def finished(folder: Path) -> dict:
+    """The run section of what was trained elsewhere, as far as it is: no epoch more."""
+    log = folder / "log.jsonl"
+    return {"max_epochs": len(log.read_text().splitlines()), "accelerator": "cpu"} if log.exists() else {}
+
+
 def written(name: str, frames: list[Atoms]) -> Path:
     """An extended XYZ file of them, which training reads."""
     path = RUNS / "data" / f"{name}.extxyz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    ase.io.write(path, frames)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:  # others may be reading the old one
+        ase.io.write(file, frames, format="extxyz")
+    os.replace(file.name, path)
     return path
 
 

@@ -20,9 +20,10 @@ from report import parser, table  # noqa: E402
 HEAD = """# Accuracy beside published models
 
 Errors of energies in meV per molecule / of forces in meV/Å, evaluated in float64; smaller is better. Along paths of
-which only energies are known, relative energies: mean deviation removed path by path. Ours are small models trained on
-one CPU core, or on a share of the GPU that stands beside the minutes; each stands in a JSON file of this folder, with
-the configuration that trained it and the command that trains and evaluates.
+which only energies are known, relative energies: mean deviation removed path by path. Ours, but those with the paper's
+settings, are small models trained on one CPU core, or on a share of the GPU that stands beside the minutes. Each model
+of a molecule stands in a JSON file of this folder, with the configuration that trained it and the command that trains
+and evaluates.
 """
 STRESSES = """One potential of six elements: RMSE of energies in meV/atom, forces in meV/Å and stresses in GPa, on the
 official test split in float32. Published: without stresses, M3GNet-all as one potential, the others as one per element.
@@ -132,7 +133,7 @@ def learning_curve(name: str, benchmark: Benchmark, results: Path) -> str:
         result = read(results / f"{result_name(name, 'mace', frames)}.json")
         row = cells(result, benchmark, f"{name} mace" + (f" --frames {frames}" if frames else ""))
         rows.append(padded(columns, "**MACE, ours**", f"{frames or 'all'}", *row))
-    head = "\nLearning curve, with those for validation; ours with about as many training steps at every point:\n\n"
+    head = "\nLearning curve; of our structures, some are for validation, and all points have about as many steps:\n\n"
     return head + table(columns, rows)
 
 
@@ -144,7 +145,7 @@ def stresses(results: Path) -> str:
     ]
     columns = ["", *mlearn.ELEMENTS]
     for architecture in ARCHITECTURES:
-        result = read(results / f"{mlearn.result_name(architecture)}.json")
+        result = read(results / f"{mlearn.result_name(f'{architecture}-mlearn')}.json")
         command = f"not run: `{mlearn.commands(architecture)}`"
         row = [stress_cell(found) for found in result["elements"].values()] if result else [command]
         rows.append(padded(columns, f"**{CAPITALS[architecture]}, ours**", *row))

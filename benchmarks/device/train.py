@@ -20,6 +20,7 @@ from rich.console import Console
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "accuracy"))
 from run import CONFIGS, DATA, configuration  # noqa: E402
+from sets import SETS  # noqa: E402
 
 from ase_equivariant.training.config import TrainConfig  # noqa: E402
 from ase_equivariant.training.parsing import parse  # noqa: E402
@@ -32,8 +33,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="in place of the configurations' max_minutes")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the sets")
     args = parser.parse_args()
+    configurations = {name: gpu_configuration(name, args) for name in args.training}
     failed: list[str] = []
-    threads = [threading.Thread(target=run, args=(name, args, failed)) for name in args.training]
+    threads = [threading.Thread(target=run, args=(name, raw, failed)) for name, raw in configurations.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -42,12 +44,19 @@ def main() -> None:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def run(name: str, args: argparse.Namespace, failed: list[str]) -> None:
-    """One training, and its last line on the console."""
+def gpu_configuration(name: str, args: argparse.Namespace) -> dict:
+    """Of SET:MODEL or SET:MODEL:FRAMES."""
     part, model, *frames = name.split(":")
+    if part not in SETS:
+        raise SystemExit(f"there is no set {part!r}; sets are {', '.join(SETS)}")
     raw = configuration(part, model, args.data, int(frames[0]) if frames else None)
     raw["run"] |= {"accelerator": "gpu"} | ({"max_minutes": args.minutes} if args.minutes else {})
     raw["data"].pop("test", None)  # `run.py` evaluates
+    return raw
+
+
+def run(name: str, raw: dict, failed: list[str]) -> None:
+    """One training, and its last line on the console."""
     folder = CONFIGS / raw["output"]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "console.txt", "a", buffering=1) as file, torch.cuda.stream(torch.cuda.Stream()):
