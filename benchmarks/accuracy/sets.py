@@ -63,8 +63,8 @@ SETS = {
             "mace 0.3.5": ["0.8 / 5.9", "8.2 / 26.7"],
             "PACE": ["0.73 / 4.2", "3.8 / 16.9"],
         },
-        note="The official tests. The papers' MACE, NequIP and BOTNet have some 3 million parameters each and took hours "
-        "on an A100. Smaller MACEs settled `bessel_decay: 1` by the 600 K test, and `bessel_norm: paper` by "
+        note="The official tests. The papers' MACE, NequIP and BOTNet have some 3 million parameters each and took "
+        "hours on an A100. Smaller MACEs settled `bessel_decay: 1` by the 600 K test, and `bessel_norm: paper` by "
         "train_600K.xyz, no test.",
         models=(*ARCHITECTURES, PAPER),
     ),
