@@ -66,14 +66,10 @@ def test_the_header_of_a_shipped_model_is_complete_and_its_file_small(name):
     assert [key for key in METADATA if not header.get(key)] == []
     assert header["name"] == name
     assert set(header["errors"]) >= {"units", "validation", "test"}
-    assert all(errors["all"]["forces_rmse"] > 0 for errors in [header["errors"]["validation"], *_tests(header)])
-    assert resolve(name).stat().st_size < 10e6
-
-
-def _tests(header: dict) -> list[dict]:
     tests = header["errors"]["test"]
     assert tests
-    return list(tests.values())
+    assert all(errors["all"]["forces_rmse"] > 0 for errors in [header["errors"]["validation"], *tests.values()])
+    assert resolve(name).stat().st_size < 10e6
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -65,16 +65,16 @@ def main() -> None:
 
 
 def result_name(model: str) -> str:
-    """That of mace-mlearn is the first of its kind."""
+    """Of the files in results/: "mlearn" for mace-mlearn, "mlearn_nequip" for nequip-mlearn, "mlearn_x" for x."""
     return "mlearn" if model == "mace-mlearn" else f"mlearn_{model.removesuffix('-mlearn')}"
 
 
 def commands(architecture: str) -> str:
     """What trains and evaluates a model that is not shipped."""
-    config, output = (f"{folder}/accuracy/" for folder in ("benchmarks", "runs"))
-    train = f"ase-equivariant train {config}configs/mlearn_{architecture}.yaml"
-    model = f"{output}mlearn_{architecture}/{architecture}-mlearn.safetensors"
-    return f"{train} && python {config}mlearn.py --model {model} && python {config}tables.py"
+    train = f"ase-equivariant train benchmarks/accuracy/configs/mlearn_{architecture}.yaml"
+    model = f"runs/accuracy/mlearn_{architecture}/{architecture}-mlearn.safetensors"
+    evaluate_it = f"python benchmarks/accuracy/mlearn.py --model {model}"
+    return f"{train} && {evaluate_it} && python benchmarks/accuracy/tables.py"
 
 
 def assess(symbol: str, data: Path, model: Calculator) -> dict:

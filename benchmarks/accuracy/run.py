@@ -12,10 +12,10 @@ With --frames, a point of the learning curve: N structures drawn from the traini
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import yaml
 from ase import Atoms
+from ase.calculators.calculator import InputError
 from ase.calculators.singlepoint import SinglePointCalculator
 from rich.console import Console
 from sets import ARCHITECTURES, PAPER, SETS
@@ -33,6 +34,7 @@ from ase_equivariant.checkpoint import load_potential, read_header
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import concatenate, from_atoms
 from ase_equivariant.potential import Potential
+from ase_equivariant.storage import write_atomically
 from ase_equivariant.training.acceleration import fuse
 from ase_equivariant.training.config import TrainConfig
 from ase_equivariant.training.parsing import parse
@@ -58,7 +60,10 @@ def main() -> None:
     if raw["run"].get("accelerator") == "gpu" and not torch.cuda.is_available():
         raw["run"] |= finished(CONFIGS / raw["output"])
     config = parse(TrainConfig, raw, "")
-    model = train_as(config, raw, CONFIGS, Console(width=120))
+    try:
+        model = train_as(config, raw, CONFIGS, Console(width=120))
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     history = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
     potential = fuse(load_potential(model).astype(torch.float64).requires_grad_(False))
     kinds = {"tests": benchmark.tests, "curves": benchmark.curves}
@@ -113,11 +118,10 @@ def finished(folder: Path) -> dict:
 
 def written(name: str, frames: list[Atoms]) -> Path:
     """An extended XYZ file of them, which training reads."""
-    path = RUNS / "data" / f"{name}.extxyz"
+    path, text = RUNS / "data" / f"{name}.extxyz", io.StringIO()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:  # others may be reading the old one
-        ase.io.write(file, frames, format="extxyz")
-    os.replace(file.name, path)
+    ase.io.write(text, frames, format="extxyz")
+    write_atomically(text.getvalue().encode(), path)  # others may be reading the old one
     return path
 
 
