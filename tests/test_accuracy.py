@@ -13,6 +13,7 @@ import torch
 import yaml
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.calculator import InputError
 from ase.calculators.singlepoint import SinglePointCalculator
 
 pytest.importorskip("lightning")
@@ -24,8 +25,10 @@ import ablation  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 from sets import ARCHITECTURES, SETS  # noqa: E402
+from test_training import write_config, write_sets  # noqa: E402
 
 from ase_equivariant.architectures import build_unweighted  # noqa: E402
+from ase_equivariant.checkpoint import load_potential, read_header  # noqa: E402
 from ase_equivariant.training.ablate import grid  # noqa: E402
 from ase_equivariant.training.config import read_config  # noqa: E402
 
@@ -178,10 +181,20 @@ def test_all_files_of_a_configuration_are_those_of_the_folder_of_data(tmp_path, 
     assert ours["train"] == yaml.safe_load((run.CONFIGS / "acac_mace.yaml").read_text())["data"]["train"]
 
 
-def test_what_was_trained_elsewhere_is_trained_no_further(tmp_path):
-    assert run.finished(tmp_path) == {}  # training then says that there is no GPU
-    (tmp_path / "log.jsonl").write_text("{}\n" * 3)
-    assert run.finished(tmp_path) == {"max_epochs": 3, "accelerator": "cpu"}
+def test_what_another_machine_s_gpu_trained_is_evaluated_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "CONFIGS", tmp_path)
+    config, raw = read_config(write_config(write_sets(tmp_path), run={"max_epochs": 1, "accelerator": "cpu"}))
+    model = run.trained(config, raw)
+    weights = load_potential(model).state_dict()
+    elsewhere = {"run": {"max_epochs": 9, "accelerator": "gpu"}, "data": {"test": {"again": "valid.extxyz"}}}
+    config, raw = read_config(write_config(tmp_path, **elsewhere))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.trained(config, raw) == model
+    torch.testing.assert_close(load_potential(model).state_dict(), weights, rtol=0, atol=0)
+    assert read_header(model)["errors"]["test"].keys() == {"again"}
+    model.unlink()
+    with pytest.raises(InputError, match="accelerator is 'gpu', but torch finds none"):
+        run.trained(config, raw)
 
 
 def test_frames_of_npz_and_parts_of_a_set_that_hold_the_smaller_ones(tmp_path, monkeypatch):

@@ -38,7 +38,8 @@ from ase_equivariant.storage import write_atomically
 from ase_equivariant.training.acceleration import fuse
 from ase_equivariant.training.config import TrainConfig
 from ase_equivariant.training.parsing import parse
-from ase_equivariant.training.train import train_as
+from ase_equivariant.training.sets import load_sets
+from ase_equivariant.training.train import finish, train_as
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from report import ROOT, parser, record  # noqa: E402
@@ -57,11 +58,9 @@ def main() -> None:
     args = arguments.parse_args()
     benchmark = SETS[args.set]
     raw = configuration(args.set, args.model, args.data, args.frames)
-    if raw["run"].get("accelerator") == "gpu" and not torch.cuda.is_available():
-        raw["run"] |= finished(CONFIGS / raw["output"])
     config = parse(TrainConfig, raw, "")
     try:
-        model = train_as(config, raw, CONFIGS, Console(width=120))
+        model = trained(config, raw)
     except InputError as error:
         raise SystemExit(str(error)) from None
     history = [json.loads(line) for line in (model.parent / "log.jsonl").read_text().splitlines()]
@@ -110,10 +109,13 @@ def configuration(name: str, model: str, data: Path, frames: int | None) -> dict
     return raw
 
 
-def finished(folder: Path) -> dict:
-    """The run section of what was trained elsewhere, as far as it is: no epoch more."""
-    log = folder / "log.jsonl"
-    return {"max_epochs": len(log.read_text().splitlines()), "accelerator": "cpu"} if log.exists() else {}
+def trained(config: TrainConfig, raw: dict) -> Path:
+    """The model file, after training; what needs a GPU and was trained on another machine, as far as it is."""
+    console, path = Console(width=120), CONFIGS / config.output / f"{config.name}.safetensors"
+    if config.run.accelerator != "gpu" or torch.cuda.is_available() or not path.exists():
+        return train_as(config, raw, CONFIGS, console)
+    finish(config, load_sets(config, CONFIGS), path, console)
+    return path
 
 
 def written(name: str, frames: list[Atoms]) -> Path:
