@@ -52,13 +52,13 @@ def brief(results: Path) -> str:
     """Errors of forces alone, each published model above ours."""
     columns = [f"{short} {test}".removesuffix(" test") for name, short in BRIEF.items() for test in SETS[name].tests]
     rows = []
-    for architecture in ARCHITECTURES:
-        label = CAPITALS[architecture]
-        published = [float(pair.split(" / ")[1]) for name in BRIEF for pair in SETS[name].published[label]]
-        rows.append([f"{label}, published", *(f"{error:.1f}" for error in published)])
+    for model in (*ARCHITECTURES, PAPER):
+        label = CAPITALS[model]
+        published = [pair.split(" / ")[1] for name in BRIEF for pair in SETS[name].published.get(label, ())]
+        rows += [[f"{label}, published", *(f"{float(error):.1f}" for error in published)]] if published else []
         row = [f"**{label}, ours**"]
         for name in BRIEF:
-            result = read(results / f"{result_name(name, architecture)}.json")
+            result = read(results / f"{result_name(name, model)}.json")
             row += errors(result, SETS[name], "forces", 1) if result else ["–"] * len(SETS[name].tests)
         rows.append(row)
     return table(["", *columns], rows)
