@@ -111,8 +111,9 @@ def test_an_ablation_has_a_column_per_axis_and_per_set():
     ]
 
 
-def test_the_ablation_uses_no_test_of_the_benchmark():
-    raw = ablation.configuration()
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_the_ablation_uses_no_test_of_the_benchmark(model):
+    raw = ablation.configuration(model)
     points = grid(raw, ablation.VARY)
     fields = ("radial_mlp", "bessel_norm", "bessel_decay")
     varied = [tuple(point.settings[f"model.{field}"] for field in fields) for point in points]
@@ -122,7 +123,7 @@ def test_the_ablation_uses_no_test_of_the_benchmark():
     assert used == {*ablation.FILES.values(), "train_600K.xyz"}
     assert len(tests) == 4
     assert used.isdisjoint(tests)
-    _, whole = read_config(run.CONFIGS / "acac_mace.yaml")
+    _, whole = read_config(run.CONFIGS / f"acac_{model}.yaml")
     assert (raw["optimizer"], raw["loss"], raw["seed"]) == (whole["optimizer"], whole["loss"], whole["seed"])
 
 
@@ -142,9 +143,10 @@ def test_results_are_those_of_the_committed_configurations(name):
     assert {key: result["config"][key] for key in decisive} == {key: raw[key] for key in decisive}
 
 
-def test_the_ablation_has_the_runs_that_its_command_makes():
-    runs = json.loads((RESULTS / "ablation.json").read_text())["runs"]
-    points = grid(ablation.configuration(), ablation.VARY)
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_the_ablation_has_the_runs_that_its_command_makes(model):
+    runs = json.loads((RESULTS / f"ablation_{model}.json").read_text())["runs"]
+    points = grid(ablation.configuration(model), ablation.VARY)
     assert [(r["settings"], r["config"]["model"]) for r in runs] == [(p.settings, p.raw["model"]) for p in points]
 
 

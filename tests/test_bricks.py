@@ -95,7 +95,7 @@ def test_the_envelope_and_two_derivatives_vanish_at_the_cutoff_as_powers_of_the_
 
 
 def test_bessel_functions_have_unit_mean_square_in_the_cutoff_sphere():
-    basis = RadialBasis(4.0, 6, 5)
+    basis = RadialBasis(4.0, 6, 5, norm="unit")
     x, weights = np.polynomial.legendre.leggauss(200)
     lengths = torch.tensor(2 * (x + 1) * (1 - 1e-6))
     bessel = (basis(lengths) / basis.envelope(lengths).unsqueeze(-1)).numpy()

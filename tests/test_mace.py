@@ -78,7 +78,7 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"radial_mlp": [1] * 11},
         {"num_bessel": 1001},
         {"bessel_decay": 1.0, "radial_basis": "gaussian"},
-        {"bessel_norm": "paper", "radial_basis": "chebyshev"},
+        {"bessel_norm": "unit", "radial_basis": "chebyshev"},
         {"envelope_power": 101},
         {"cutoff": 100.1},
         {"cutoff": True},

@@ -12,6 +12,7 @@ TINY = {
         "cutoff": 4.0,
         "avg_num_neighbors": 12.0,
         "num_bessel": 6,
+        "bessel_norm": "unit",  # whose random weights give larger forces
         "radial_mlp": (16, 16),
         "l_max": 2,
         "hidden_irreps": "6x0e+6x1o",
@@ -21,6 +22,7 @@ TINY = {
         "cutoff": 4.0,
         "avg_num_neighbors": 4.0,
         "num_bessel": 6,
+        "bessel_norm": "unit",  # whose random weights give larger forces
         "radial_mlp": (8,),
         "l_max": 1,
         "hidden_irreps": "4x0e+3x1o+2x1e",
@@ -31,6 +33,7 @@ TINY = {
         "cutoff": 4.0,
         "avg_num_neighbors": 3.0,
         "num_bessel": 6,
+        "bessel_norm": "unit",  # whose random weights give larger forces
         "radial_mlp": (16, 16),
         "l_max": 2,
         "hidden_irreps": "4x0e+3x1o+2x2e",

@@ -44,7 +44,7 @@ class BOTNetConfig:
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
-    bessel_norm: str = "unit"  # or "paper": smaller ones, which a network learns smoother functions of
+    bessel_norm: str = "paper"  # or "unit": larger ones, for radial functions that are linear in the basis
     envelope_power: int = 6
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one

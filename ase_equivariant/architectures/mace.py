@@ -74,7 +74,7 @@ class MACEConfig:
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
-    bessel_norm: str = "unit"  # or "paper": smaller ones, which a network learns smoother functions of
+    bessel_norm: str = "paper"  # or "unit": larger ones, for radial functions that are linear in the basis
     envelope_power: int = 5
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths; none: radial functions linear in the basis
     l_max: int = 3  # of the edges' harmonics
@@ -112,7 +112,7 @@ class MACEConfig:
         rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
         check_bessel(self)
-        for name, usual in (("bessel_decay", 0), ("bessel_norm", "unit")):
+        for name, usual in (("bessel_decay", 0), ("bessel_norm", "paper")):
             suits = self.radial_basis == "bessel" or getattr(self, name) == usual
             require(suits, self, name, f"{usual!r} with radial_basis = {self.radial_basis!r}")
         check_repulsion(self)

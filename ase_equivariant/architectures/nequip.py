@@ -58,7 +58,7 @@ class NequIPConfig:
     avg_num_neighbors: float  # mean number of neighbours within the cutoff, over all training atoms
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
-    bessel_norm: str = "unit"  # or "paper": smaller ones, which a network learns smoother functions of
+    bessel_norm: str = "paper"  # or "unit": larger ones, for radial functions that are linear in the basis
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths

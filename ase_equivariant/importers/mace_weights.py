@@ -1,9 +1,9 @@
 """The weights of a mace-torch model as those of our MACE: the same function, with its constants folded into ours.
 
-Ours differs in constants only: Bessel functions times √(r_c³/3), a sum over neighbours divided by √N̄ instead of N̄, the
-exact gains of activations, the sign of a coupling, a basis of independent symmetric products, and embeddings of species
-that are multiplied with the matrix that meets them first. Each difference is a factor or a linear map on one weight, so
-nothing is fitted and nothing is lost.
+Ours differs in constants only: a sum over neighbours divided by √N̄ instead of N̄, the exact gains of activations, the
+sign of a coupling, a basis of independent symmetric products, and embeddings of species that are multiplied with the
+matrix that meets them first. Each difference is a factor or a linear map on one weight, so nothing is fitted and
+nothing is lost.
 """
 
 from __future__ import annotations
@@ -59,13 +59,12 @@ def fill(ours: MACE, root: Record) -> None:
         ours.radial.frequencies.copy_(root.get("radial_embedding.bessel_fn.bessel_weights").double())
     parts = (root.get(name).children() for name in ("interactions", "products"))
     for layer, interaction, products in zip(ours.layers, *parts):
-        basis = math.sqrt(config.cutoff**3 / 3.0) if config.radial_basis == "bessel" else 1.0
         signs = _path_signs(irreps_of(interaction.get("linear_up.irreps_out")), config)
         _fill_linear(layer.linear_up, interaction.get("linear_up.weight"))
         if isinstance(layer, NonlinearLayer):
-            _fill_nonlinear(layer, interaction, basis, signs)
+            _fill_nonlinear(layer, interaction, signs)
         else:
-            _fill_interaction(layer, interaction, config, basis, signs)
+            _fill_interaction(layer, interaction, signs)
         contractions = products.get("symmetric_contractions.contractions").children()
         for output, contraction in zip(layer.contraction.outputs, contractions):
             _fill_contraction(output, contraction, config)
@@ -101,18 +100,17 @@ def _fill_skip(skip: SpeciesLinear, flat: Tensor) -> None:
         dense.weight.copy_(piece.reshape(n_in, n_species, n_out).transpose(0, 1) / math.sqrt(n_species))
 
 
-def _fill_interaction(layer: Layer, interaction: Record, config: MACEConfig, basis: float, signs: Tensor) -> None:
+def _fill_interaction(layer: Layer, interaction: Record, signs: Tensor) -> None:
     gain = 1.0
     for dense, theirs in zip(layer.radial_mlp.layers, interaction.get("conv_tp_weights").children()):
         dense.weight.copy_(gain * theirs.get("weight").double())
         activation = theirs.get("act")
         gain = None if activation is None else _constant(activation, SILU) / SILU_GAIN
-    layer.radial_mlp.layers[0].weight[: config.num_bessel].div_(basis)
     layer.radial_mlp.layers[-1].weight.mul_(signs)
     _fill_linear(layer.linear, interaction.get("linear.weight"), layer.norm)
     if layer.count is not None:
         (density,) = interaction.get("density_fn").children()
-        layer.count.weight.copy_(density.get("weight").double() / basis)
+        layer.count.weight.copy_(density.get("weight").double())
     if layer.attention is not None:
         layer.attention.weight.copy_(
             interaction.get("linear_down.weight").double().reshape(layer.attention.weight.shape)
@@ -122,9 +120,9 @@ def _fill_interaction(layer: Layer, interaction: Record, config: MACEConfig, bas
         _fill_skip(layer.skip, interaction.get("skip_tp.weight"))
 
 
-def _fill_nonlinear(layer: NonlinearLayer, interaction: Record, basis: float, signs: Tensor) -> None:
+def _fill_nonlinear(layer: NonlinearLayer, interaction: Record, signs: Tensor) -> None:
     for ours, name in {layer.radial_mlp: "conv_tp_weights", layer.count: "density_fn"}.items():
-        _fill_pair_mlp(ours, interaction, name, basis)
+        _fill_pair_mlp(ours, interaction, name)
     layer.radial_mlp.layers[-1].weight.mul_(signs)
     layer.radial_mlp.layers[-1].bias.mul_(signs)
     layer.alpha.fill_(interaction.get("alpha").item())
@@ -154,7 +152,7 @@ def _gate_constants(gate: Record) -> tuple[float, float]:
     return scalar, gates
 
 
-def _fill_pair_mlp(ours: PairMLP, interaction: Record, name: str, basis: float) -> None:
+def _fill_pair_mlp(ours: PairMLP, interaction: Record, name: str) -> None:
     """Their network takes the basis and embeddings of both species; its first matrix meets the embeddings here."""
     network = interaction.get(f"{name}.net").children()
     linears = [module for module in network if module.name == "torch.nn.modules.linear.Linear"]
@@ -164,7 +162,7 @@ def _fill_pair_mlp(ours: PairMLP, interaction: Record, name: str, basis: float) 
         raise ForeignFileError(f"its radial networks consist of {', '.join(sorted(kinds))}, or of another LayerNorm")
     n_species, n_basis = ours.sent.shape[0], ours.first.weight.shape[0]
     first, bias = linears[0].get("weight").double().T, linears[0].get("bias").double()
-    ours.first.weight.copy_(first[:n_basis] / (basis * ours.first.norm))
+    ours.first.weight.copy_(first[:n_basis] / ours.first.norm)
     for table, end, matrix in zip(
         (ours.sent, ours.received), ("source", "target"), first[n_basis:].chunk(2), strict=True
     ):

@@ -190,8 +190,8 @@ def _fill(ours: NequIP, parts: dict[str, Record], layers: list[Layer], embedding
     ours.embedding.copy_(embedding)
     if config.trainable_bessel:
         ours.radial.frequencies.copy_(_frequencies(parts) * (math.pi / config.cutoff))
-    # theirs: sin(nπr/r_c) r_c/(πr) times a factor; ours: √(2/3) r_c sin(nπr/r_c)/r
-    bessel = parts["factor"].get("factor") / (math.pi * math.sqrt(2.0 / 3.0))
+    # theirs: sin(nπr/r_c) r_c/(πr) times a factor; ours: √(2/r_c) sin(nπr/r_c)/r
+    bessel = parts["factor"].get("factor") * config.cutoff / (math.pi * math.sqrt(2.0 / config.cutoff))
     for t, layer in enumerate(layers):
         _fill_layer(ours.layers[t], layer, features[t], features[t + 1], harmonics, bessel)
     readout = dense_network(parts["per_atom_energy_readout"].get("mlp_module.mlp"), "readout")

@@ -139,8 +139,8 @@ def _weights(ours: NequIP, arrays: _Arrays) -> Iterator[tuple[str, Tensor]]:
     """Names and values of our weights, in the order of the file."""
     config = ours.config
     yield "embedding", torch.eye(config.num_species, dtype=torch.float64)
-    # theirs: 2/r_c sin(nπr/r_c)/r; ours: √(2/3) r_c sin(nπr/r_c)/r
-    bessel = 2.0 / config.cutoff / (math.sqrt(2.0 / 3.0) * config.cutoff)
+    # theirs: 2/r_c sin(nπr/r_c)/r; ours: √(2/r_c) sin(nπr/r_c)/r
+    bessel = math.sqrt(2.0 / config.cutoff)
     features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics_irreps(config.l_max), config.num_interactions)
     features[0] = o3.Irreps([(config.num_species, "0e")])
     gain = 1.0  # of the features before this layer

@@ -54,7 +54,7 @@ class Basis:
         """[n, num_bessel] each."""
         library, x = _library(x), x[:, None]
         if self.kind == "bessel":
-            gain, phase = (2.0 / 3.0) ** 0.5 * self.cutoff, x * self.frequencies
+            gain, phase = (2.0 / self.cutoff) ** 0.5, x * self.frequencies
             values = gain * library.sin(phase) / x
             return values, (gain * self.frequencies * library.cos(phase) - values) / x
         if self.kind == "gaussian":

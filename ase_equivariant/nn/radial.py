@@ -1,12 +1,12 @@
 """Radial functions: Bessel basis, smooth envelope, and the multilayer perceptron that turns them into path weights.
 
-    e_n(r) = a_n √(2/r_c) sin(nπr/r_c)/r · √(r_c³/3) · f(r/r_c)       (DimeNet eqs. 7 and 8; NequIP eq. 6)
+    e_n(r) = a_n √(2/r_c) sin(nπr/r_c)/r · f(r/r_c)                   (DimeNet eqs. 7 and 8; NequIP eq. 6)
     R_k,path(r) = MLP(e_1(r) … e_N(r))                                (no bias, so R vanishes smoothly at r_c)
 
-√(r_c³/3) gives Bessel functions unit mean square over the cutoff sphere, so that the network starts with inputs of
-order one. The papers are without it: their networks start with small inputs, nearly linear, and learn smoother
-functions, slower. a_n ~ n^-p is the smoothness prior of linear models (Witt et al. 2023, arXiv 2309.03161): with p = 0
-all a_n are one, with p > 0 a network takes long to learn what varies fast, and prefers smooth functions where data say
+A network starts with inputs so small that it is nearly linear, and learns smooth functions. Times √(r_c³/3), Bessel
+functions have unit mean square over the cutoff sphere: better where there is no network to be smooth, as they are
+learned faster. a_n ~ n^-p is the smoothness prior of linear models (Witt et al. 2023, arXiv 2309.03161): with p = 0 all
+a_n are one, with p > 0 a network takes long to learn what varies fast, and prefers smooth functions where data say
 little.
 """
 
@@ -25,7 +25,7 @@ from ase_equivariant.nn.norm import LayerNorm
 SILU_GAIN = 1.6765324703310907
 
 
-BESSEL_NORMS = ("unit", "paper")
+BESSEL_NORMS = ("paper", "unit")
 
 
 class RadialBasis(torch.nn.Module):
@@ -38,7 +38,7 @@ class RadialBasis(torch.nn.Module):
     trainable : frequencies of the Bessel functions are nπ/r_c and learned from there on
     enveloped : False leaves the envelope to whoever uses the functions
     decay : p of the amplitudes a_n ~ n^-p of Bessel functions, whose mean square is one
-    norm : "unit", or "paper": Bessel functions without √(r_c³/3)
+    norm : "paper", or "unit": Bessel functions times √(r_c³/3)
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RadialBasis(torch.nn.Module):
         kind: str = "bessel",
         enveloped: bool = True,
         decay: float = 0.0,
-        norm: str = "unit",
+        norm: str = "paper",
     ):
         super().__init__()
         self.cutoff, self.power, self.kind, self.enveloped = cutoff, envelope_power, kind, enveloped
@@ -58,8 +58,8 @@ class RadialBasis(torch.nn.Module):
         numbers = torch.arange(1, num_bessel + 1, dtype=torch.float64)
         amplitudes = numbers**-decay
         amplitudes /= amplitudes.square().mean().sqrt()
-        if norm == "paper":
-            amplitudes *= math.sqrt(3.0 / cutoff**3)
+        if norm == "unit":
+            amplitudes *= math.sqrt(cutoff**3 / 3.0)
         self.register_buffer("amplitudes", amplitudes, persistent=False)
         frequencies = math.pi / cutoff * numbers
         if trainable:
@@ -76,7 +76,7 @@ class RadialBasis(torch.nn.Module):
 
     @torch.jit.export
     def numerators(self, x: Tensor) -> Tensor:
-        gains = math.sqrt(2.0 / 3.0) * self.cutoff * self.amplitudes
+        gains = math.sqrt(2.0 / self.cutoff) * self.amplitudes
         return gains * torch.sin(x.unsqueeze(-1) * self.frequencies)
 
     @torch.jit.export

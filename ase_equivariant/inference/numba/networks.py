@@ -130,7 +130,7 @@ def _basis(basis: Basis) -> list[str]:
     """Functions f and their slopes df of x, one after the other."""
     before, after = [], []
     if basis.kind == "bessel":
-        gain = float(np.sqrt(2.0 / 3.0) * basis.cutoff)
+        gain = float(np.sqrt(2.0 / basis.cutoff))
         each = [
             "frequency = constants[kind_x, n]",
             f"f = {gain!r} * np.sin(frequency * x) / x",
