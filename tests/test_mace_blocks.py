@@ -175,7 +175,7 @@ def test_radial_functions_are_what_they_are_called(kind):
     expected = {
         "gaussian": torch.exp(-0.5 * (x[:, None] - (n - 1)) ** 2),  # five centres from 0 to 4 Å
         "chebyshev": torch.cos(n * torch.arccos(x)[:, None]),
-        "bessel": math.sqrt(2 / 3) * 4.0 * torch.sin(n * math.pi / 4 * x[:, None]) / x[:, None],
+        "bessel": math.sqrt(2 / 4.0) * torch.sin(n * math.pi / 4 * x[:, None]) / x[:, None],
     }[kind]
     assert_same(basis(x), expected)
     assert_same(basis(torch.full_like(x, 2.0), x), expected)

@@ -25,7 +25,7 @@ RADII = (0.31, 0.76, 0.66, 1.11, 1.32)  # Å
 RADIAL = {
     "bessel": {},
     "falling amplitudes": {"bessel_decay": 1.0},
-    "the papers' amplitudes": {"bessel_norm": "paper"},
+    "amplitudes of unit mean square": {"bessel_norm": "unit"},
     "no network": {"radial_mlp": (), "bessel_decay": 1.0},
     "gaussian": {"radial_basis": "gaussian"},
     "chebyshev": {"radial_basis": "chebyshev", "distance_transform": "agnesi", "covalent_radii": RADII},
@@ -191,7 +191,8 @@ def test_linear_maps_that_follow_each_other_are_one():
 @pytest.mark.parametrize(("species", "channels"), [((14,), 4), ((14, 29), 8)])
 def test_a_first_layer_of_few_species_sums_what_its_radial_network_mixes(species, channels):
     """The same function to rounding, in fewer channels; with more species they would be more."""
-    potential = tiny_potential("mace", atomic_numbers=species, radial_mlp=(4,), hidden_irreps="8x0e+8x1o")
+    settings = {"radial_mlp": (4,), "hidden_irreps": "8x0e+8x1o", "bessel_norm": "unit"}
+    potential = tiny_potential("mace", atomic_numbers=species, **settings)
     convolution = next(s for s in lower(potential, exact=True).stages if isinstance(s, Convolve))
     assert convolution.radial.num_weights == 4
     assert convolution.table.shape == (len(species), channels)

@@ -12,7 +12,6 @@ TINY = {
         "cutoff": 4.0,
         "avg_num_neighbors": 12.0,
         "num_bessel": 6,
-        "bessel_norm": "unit",  # whose random weights give larger forces
         "radial_mlp": (16, 16),
         "l_max": 2,
         "hidden_irreps": "6x0e+6x1o",

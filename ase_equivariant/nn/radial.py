@@ -1,13 +1,13 @@
 """Radial functions: Bessel basis, smooth envelope, and the multilayer perceptron that turns them into path weights.
 
-    e_n(r) = a_n √(2/r_c) sin(nπr/r_c)/r · f(r/r_c)                   (DimeNet eqs. 7 and 8; NequIP eq. 6)
+    e_n(r) = a_n √(2/r_c) sin(nπr/r_c)/r · f(r/r_c)           (DimeNet eqs. 7 and 8; NequIP eq. 6 with 2/r_c)
     R_k,path(r) = MLP(e_1(r) … e_N(r))                                (no bias, so R vanishes smoothly at r_c)
 
-A network starts with inputs so small that it is nearly linear, and learns smooth functions. Times √(r_c³/3), Bessel
-functions have unit mean square over the cutoff sphere: better where there is no network to be smooth, as they are
-learned faster. a_n ~ n^-p is the smoothness prior of linear models (Witt et al. 2023, arXiv 2309.03161): with p = 0 all
-a_n are one, with p > 0 a network takes long to learn what varies fast, and prefers smooth functions where data say
-little.
+With inputs as small as these a network starts nearly linear, and learns smooth functions. norm = "unit" multiplies them
+by √(r_c³/3), which makes their mean square one over the cutoff sphere: better for radial functions without a network,
+which are then learned faster. a_n ~ n^-p is the smoothness prior of linear models (Witt et al. 2023, arXiv 2309.03161):
+with p = 0 all a_n are one, with p > 0 a network takes long to learn what varies fast, and prefers smooth functions
+where data say little.
 """
 
 from __future__ import annotations

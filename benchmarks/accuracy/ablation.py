@@ -2,10 +2,10 @@
 
     python benchmarks/accuracy/ablation.py [MODEL] [--jobs N]
 
-A model of half the channels, of MACE where no other is named, learns 125 structures of acetylacetone at 300 K, so long that it knows them far better than
-others of their kind. Its errors are those on the rest of the training set, and on train_600K.xyz; no test of run.py is
-used, so that what is chosen by them is not fitted to those tests. The same as `ase-equivariant ablate` with the
-configuration that this writes to runs/accuracy/ablation_125, and with VARY.
+A model of half the channels, a MACE unless MODEL names another, learns 125 structures of acetylacetone at 300 K, so
+long that it knows them far better than others of their kind. Its errors are those on the rest of the training set, and
+on train_600K.xyz; no test of run.py is used, so that what is chosen by them is not fitted to those tests. The same as
+`ase-equivariant ablate` with the configuration that this writes to runs/accuracy/ablation_125, and with VARY.
 """
 
 from __future__ import annotations

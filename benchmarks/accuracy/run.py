@@ -4,8 +4,8 @@
 
 The configuration is configs/SET_MODEL.yaml, which `ase-equivariant train` and `ablate` take as well, for rMD17 once
 this has made its copies of the sets. Everything trained lies below runs/accuracy; the same command continues an
-interrupted training and does not repeat a finished one. What a GPU trained as far as it is, a machine without one
-evaluates. Results go to results/accuracy_SET_MODEL.json and into the tables of results/accuracy.md.
+interrupted training and does not repeat a finished one. On a machine without a GPU, what another one's GPU has trained
+is evaluated as it is. Results go to results/accuracy_SET_MODEL.json and into the tables of results/accuracy.md.
 
 With --frames, a point of the learning curve: N structures drawn from the training set, and as many steps as with all.
 """
@@ -39,7 +39,7 @@ from ase_equivariant.training.acceleration import fuse
 from ase_equivariant.training.config import TrainConfig
 from ase_equivariant.training.parsing import parse
 from ase_equivariant.training.sets import load_sets
-from ase_equivariant.training.train import finish, train_as
+from ase_equivariant.training.train import finish, identify, train_as
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from report import ROOT, parser, record  # noqa: E402
@@ -110,10 +110,12 @@ def configuration(name: str, model: str, data: Path, frames: int | None) -> dict
 
 
 def trained(config: TrainConfig, raw: dict) -> Path:
-    """The model file, after training; what needs a GPU and was trained on another machine, as far as it is."""
+    """The model file, after training; without the GPU that it needs, the one that another machine has left here."""
     console, path = Console(width=120), CONFIGS / config.output / f"{config.name}.safetensors"
     if config.run.accelerator != "gpu" or torch.cuda.is_available() or not path.exists():
         return train_as(config, raw, CONFIGS, console)
+    if identify(read_header(path)["provenance"]["config"]) != identify(raw):
+        raise InputError(f"{path} was trained with another configuration; remove it, or restore the configuration")
     finish(config, load_sets(config, CONFIGS), path, console)
     return path
 

@@ -54,8 +54,9 @@ def brief(results: Path) -> str:
     rows = []
     for model in (*ARCHITECTURES, PAPER):
         label = CAPITALS[model]
-        published = [pair.split(" / ")[1] for name in BRIEF for pair in SETS[name].published.get(label, ())]
-        rows += [[f"{label}, published", *(f"{float(error):.1f}" for error in published)]] if published else []
+        if model != PAPER:
+            published = [float(pair.split(" / ")[1]) for name in BRIEF for pair in SETS[name].published[label]]
+            rows.append([f"{label}, published", *(f"{error:.1f}" for error in published)])
         row = [f"**{label}, ours**"]
         for name in BRIEF:
             result = read(results / f"{result_name(name, model)}.json")
