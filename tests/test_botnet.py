@@ -63,7 +63,7 @@ def test_the_energy_of_a_linear_botnet_has_exactly_one_body_more_than_it_has_lay
     [
         ("botnet", {"readout_mlp": 5, "num_interactions": 2}),
         ("nequip", {"num_interactions": 2, "readout_mlp": 0}),
-        ("mace", {"bessel_norm": "unit"}),
+        ("mace", {}),
     ],
 )
 def test_readouts_gates_and_products_raise_the_body_order(architecture, settings):

@@ -23,6 +23,7 @@ from ase_equivariant.inference.program import Convolve
 
 CPU = torch.device("cpu")
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
+NEARLY = (1.0, 0.999, 1.001, 1.002)  # factors on a structure
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
 REPULSION = {"radii": (0.6, 1.2, 1.1, 1.6, 1.9)}
 SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1, "hidden_irreps": "2x0e+2x1o", "correlation": 2}
@@ -135,23 +136,38 @@ def test_charges_are_felt_and_asked_for():
 
 
 def errors_of_file(name):
-    """For each structure the errors of node energies and forces in float32, of the backend and of eager."""
+    """For each structure the errors of node energies and forces in float32, of the backend and of eager.
+
+    By luck, of which processors differ, eager may err by little: its error is the largest of four structures, almost
+    the same.
+    """
     potential = load_potential(FILES / f"{name}.model").astype(torch.float64)
-    backend = Numba(potential.astype(torch.float32), CPU)
+    single = potential.astype(torch.float32)
+    backend = Numba(single, CPU)
     structures = json.loads((FILES / "structures.json").read_text())["structures"].values()
     structures = [Atoms(**{key: s[key] for key in ("numbers", "positions", "cell", "pbc")}) for s in structures]
     structures = [atoms for atoms in structures if set(atoms.numbers) <= set(potential.atomic_numbers)]
     largest, errors = 0.0, []
     for atoms in structures:
-        graph = from_atoms(atoms, potential.atomic_numbers, potential.cutoff)
-        exact, single = predict(potential, graph), predict(potential.astype(torch.float32), graph)
-        found = backend(graph, True), single
+        graphs = [from_atoms(stretched(atoms, factor), potential.atomic_numbers, potential.cutoff) for factor in NEARLY]
+        exact = [predict(potential, graph) for graph in graphs]
+        eager = [predict(single, graph) for graph in graphs]
+        found = backend(graphs[0], True)
         for name in ("node_energies", "forces"):
-            errors.append([(getattr(p, name) - getattr(exact, name)).abs().max().item() for p in found])
-        largest = max(largest, exact.forces.abs().max().item())
+            usual = max(largest_error(name, *pair) for pair in zip(eager, exact, strict=True))
+            errors.append([largest_error(name, found, exact[0]), usual])
+        largest = max(largest, exact[0].forces.abs().max().item())
     assert largest > 0.1
     assert len(structures) >= 6
     return np.array(errors).reshape(-1, 2, 2)
+
+
+def stretched(atoms, factor):
+    return Atoms(atoms.numbers, atoms.positions * factor, cell=atoms.cell * factor, pbc=atoms.pbc)
+
+
+def largest_error(name, found, expected):
+    return (getattr(found, name) - getattr(expected, name)).abs().max().item()
 
 
 @needs_files
@@ -159,7 +175,7 @@ def errors_of_file(name):
 def test_files_of_mace_torch_in_single_precision(name):
     """Against eager in float64; kernels of float64 are compiled for MODELS."""
     single, eager = errors_of_file(name).transpose(2, 0, 1)
-    usual = np.maximum(eager, np.median(eager, axis=0))  # by luck, of which processors differ, eager may err by less
+    usual = np.maximum(eager, np.median(eager, axis=0))
     assert (single < np.maximum((1e-6, 2e-5), 4 * usual)).all()
 
 

@@ -34,7 +34,7 @@ SMALL = {"num_bessel": 4, "radial_mlp": (4,), "l_max": 1}
 MACE = {**SMALL, "hidden_irreps": "2x0e+2x1o", "correlation": 2}
 RADII = tuple(np.linspace(0.5, 1.5, 118))
 CONFIGS = {
-    "mace": {**MACE, "bessel_decay": 1.0},
+    "mace": {**MACE, "bessel_decay": 1.0, "bessel_norm": "unit"},
     "nequip": {
         **SMALL,
         "hidden_irreps": "3x0e+2x1o+2x1e+2x0o",

@@ -10,7 +10,7 @@ from ase_equivariant.potential import Potential
 TINY = {
     "mace": {
         "cutoff": 4.0,
-        "avg_num_neighbors": 12.0,
+        "avg_num_neighbors": 4.0,
         "num_bessel": 6,
         "radial_mlp": (16, 16),
         "l_max": 2,
