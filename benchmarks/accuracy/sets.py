@@ -82,12 +82,13 @@ SETS = {
             "mace 0.3.5": ["2.6 / 9.5", "11.0 / 25.3", "36.9 / 81.9"],
             "PACE": ["2.4 / 9.1", "7.9 / 21.4", "29.6 / 60.7"],
         },
-        note="Published on the official tests of 1669, 2138 and 2139 structures; ours on 136, 167 and 166 of the same "
-        "trajectories, those of train_mixedT.xyz that are not in the training set; without dihedral slices. "
-        "With the paper's settings, the learning rate fell over 9 minutes; the training was cut off when it was at 2 % "
-        "of where it began. Of MACE's `bessel_decay`, 0, 1 and 2 were compared on these tests, with smaller models, and "
-        "so were `bessel_norm: paper`, with a training of a third of the minutes, and Adam beside SOAP, which had smaller "
-        "errors of energies up to 600 K, and larger ones of forces beyond 300 K.",
+        note="Published on the official tests of 1669, 2138 and 2139 structures; ours on 136, 167 and 166 of the "
+        "same trajectories, those of train_mixedT.xyz that are not in the training set; without dihedral "
+        "slices. With the paper's settings, the learning rate fell over 9 minutes; the training was cut off "
+        "when it was at 2 % of where it began. Of MACE's `bessel_decay`, 0, 1 and 2 were compared on these "
+        "tests, with smaller models, and so were `bessel_norm: paper`, with a training of a third of the "
+        "minutes, and Adam beside SOAP, which had smaller errors of energies up to 600 K, and larger ones of "
+        "forces beyond 300 K.",
         models=(*ARCHITECTURES, PAPER),
     ),
     "ethanol": Benchmark(
