@@ -194,6 +194,8 @@ def test_what_another_machine_s_gpu_trained_is_evaluated_as_it_is(tmp_path, monk
     assert run.trained(config, raw) == model
     torch.testing.assert_close(load_potential(model).state_dict(), weights, rtol=0, atol=0)
     assert read_header(model)["errors"]["test"].keys() == {"again"}
+    with pytest.raises(InputError, match="trained with another configuration"):
+        run.trained(config, raw | {"seed": 5})
     model.unlink()
     with pytest.raises(InputError, match="accelerator is 'gpu', but torch finds none"):
         run.trained(config, raw)
