@@ -142,5 +142,5 @@ def test_tables_of_readme_cards_and_docs_are_the_result_files(monkeypatch):
     assert "<!-- results/peers_brief.md -->\n|" in readme
     assert "<!-- results/accuracy_brief.md -->\n|" in readme
     assert "<!-- results/mlearn.md -->\n|" in cards
-    assert space.count("<!-- results/ablation_") == 3
+    assert len(re.findall(r"<!-- results/ablation_\w+\.md -->\n\|", space)) == 3
     assert cards.count("<!-- model ") == len(ase_equivariant.available_models()) - 1  # mace-mlearn has its own

@@ -85,10 +85,9 @@ SETS = {
         note="Published on the official tests of 1669, 2138 and 2139 structures; ours on 136, 167 and 166 of the "
         "same trajectories, those of train_mixedT.xyz that are not in the training set; without dihedral "
         "slices. With the paper's settings, the learning rate fell over 9 minutes; the training was cut off "
-        "when it was at 2 % of where it began. Of MACE's `bessel_decay`, 0, 1 and 2 were compared on these "
-        "tests, with smaller models, and so were `bessel_norm: paper`, with a training of a third of the "
-        "minutes, and Adam beside SOAP, which had smaller errors of energies up to 600 K, and larger ones of "
-        "forces beyond 300 K.",
+        "when it was at 2 % of where it began. What was compared on these tests, with smaller models or shorter "
+        "trainings: MACE's `bessel_decay` (0, 1 and 2) and `bessel_norm`; and Adam beside SOAP, which had "
+        "smaller errors of energies up to 600 K, and larger ones of forces beyond 300 K.",
         models=(*ARCHITECTURES, PAPER),
     ),
     "ethanol": Benchmark(
