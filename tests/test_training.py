@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import io
 import json
 import math
 import os
+import re
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +30,7 @@ from torch.utils._pytree import tree_flatten
 
 pytest.importorskip("lightning")
 
-from ase_equivariant.checkpoint import load_potential, read_header
+from ase_equivariant.checkpoint import load_potential, read_header, save_potential
 from ase_equivariant.derivatives import predict
 from ase_equivariant.golden import verify_golden
 from ase_equivariant.graph import from_atoms
@@ -47,7 +49,9 @@ from ase_equivariant.training.data import (
 from ase_equivariant.training.loss import Loss, Residuals, errors, residuals
 from ase_equivariant.training.module import TrainingModule, follow, make_optimizer, parameter_groups
 from ase_equivariant.training.progress import AtomicCheckpoints
-from ase_equivariant.training.train import train
+from ase_equivariant.training.sets import load_sets
+from ase_equivariant.training.start import start_model
+from ase_equivariant.training.train import initial_potential, train
 
 MODEL = {"cutoff": 4.0, "num_bessel": 4, "radial_mlp": [8], "l_max": 1, "hidden_irreps": "4x0e", "correlation": 2}
 
@@ -750,3 +754,104 @@ def test_a_value_that_unfolds_to_gigabytes_is_not_written_out(tmp_path):
     with pytest.raises(InputError, match="data is .*; allowed: a section") as refused:
         read_config(tmp_path / "bomb.yaml")
     assert len(str(refused.value)) < 10_000
+
+
+# Starting from a model
+
+
+AGAIN = {"name": "again", "output": "again", "start": "run/tiny.safetensors", "run": {"max_epochs": 1}}
+
+
+def relabelled(path, offset):
+    """Add `offset` {symbol: eV} of each atom to the energies of the structures in a file."""
+    frames = ase.io.read(path, ":")
+    for atoms in frames:
+        results = {key: atoms.calc.results[key] for key in ("energy", "forces", "stress")}
+        results["energy"] += sum(offset[symbol] for symbol in atoms.symbols)
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    ase.io.write(path, frames)
+
+
+def start_of(folder, **changes):
+    """The potential that a run begins with."""
+    config, _ = read_config(write_config(folder, **{**AGAIN, **changes}))
+    return initial_potential(config, load_sets(config, folder), folder)
+
+
+def test_model_that_a_run_starts_from_is_kept_until_an_epoch_does_better(sets):
+    first = quietly(write_config(sets, run={"max_epochs": 30}))
+    screen = io.StringIO()
+    ruined = train(write_config(sets, **AGAIN, optimizer={"lr": 1.0}), Console(file=screen, width=200))
+    assert "No epoch did better than the model in `start`" in screen.getvalue()
+    assert re.search(r"start\*\s+–\s+–\s+\S+\s+\d", screen.getvalue())
+    kept, before = load_potential(ruined), load_potential(first)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), before.parameters(), strict=True))
+    errors = [potential.metadata["errors"]["validation"]["all"]["forces_rmse"] for potential in (kept, before)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+    config = write_config(sets, **AGAIN | {"output": "better"}, optimizer={"lr": 0.002})
+    better = load_potential(quietly(config)).metadata
+    assert better["provenance"]["epoch"] == 0
+    assert better["errors"]["validation"]["all"]["forces_rmse"] < errors[1]
+
+
+def test_reference_energies_of_a_start_are_kept_given_or_corrected(sets):
+    own = load_potential(quietly(write_config(sets, run={"max_epochs": 1}))).atomic_energies
+    kept = start_of(sets, data={"atomic_energies": None})
+    given = start_of(sets, data={"atomic_energies": {"Cu": -1.0, "Ni": -2.0}})
+    assert torch.equal(kept.atomic_energies, own)
+    assert given.atomic_energies.tolist() == [[-2.0, -1.0]]  # Ni, Cu
+    fitted = start_of(sets, data={"atomic_energies": "least_squares"})
+    relabelled(sets / "train.extxyz", {"Cu": 3.0, "Ni": -70.0})
+    moved = start_of(sets, data={"atomic_energies": "least_squares"})
+    assert (moved.atomic_energies - fitted.atomic_energies).tolist() == [pytest.approx([-70.0, 3.0])]
+    assert torch.equal(moved.shift, kept.shift)
+
+
+def test_corrected_reference_energies_count_cohesion_once(sets):
+    """Energies that the start predicts itself need no correction, however much cohesion it has in its shift."""
+    first = quietly(write_config(sets, run={"max_epochs": 1}, data={"atomic_energies": {"Cu": -500.0, "Ni": 300.0}}))
+    own = load_potential(first)
+    frames = ase.io.read(sets / "train.extxyz", ":")
+    for atoms in frames:
+        forces = atoms.get_forces()
+        energy = predict(own, from_atoms(atoms, own.atomic_numbers, own.cutoff), forces=False).energy.item()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    ase.io.write(sets / "train.extxyz", frames)
+    changes = {"data": {"atomic_energies": "least_squares"}, "loss": {"stress": 0.0}}
+    assert start_of(sets, **changes).atomic_energies.tolist() == [pytest.approx([300.0, -500.0], abs=1e-6)]
+    assert (start_of(sets, **changes).shift.abs() > 1).all()
+
+
+def test_file_of_a_model_that_started_from_another_names_it_and_its_licence(sets):
+    about = {"license": "ASL", "citation": "the authors", "level_of_theory": "EMT"}
+    first = quietly(write_config(sets, run={"max_epochs": 1}, metadata=about))
+    heir = read_header(quietly(write_config(sets, **AGAIN)))
+    sha256 = hashlib.sha256(first.read_bytes()).hexdigest()
+    assert heir["start"] == {"file": "tiny.safetensors", "sha256": sha256, "name": "tiny", **about}
+    assert (heir["license"], heir["citation"], heir["level_of_theory"]) == ("ASL", "the authors", "")
+    assert heir["atomic_energies_source"] == "the start's"
+    config = write_config(sets, **AGAIN | {"output": "own"}, metadata={"license": "MIT"})
+    assert read_header(quietly(config))["license"] == "MIT"
+
+
+def test_run_can_start_from_a_shipped_model_by_its_name(sets):
+    frames = [labelled("Cu", seed) for seed in range(4)]
+    names = start_model(read_config(write_config(sets, start="mace-mlearn"))[0], sets)
+    path = start_model(read_config(write_config(sets, start="mace-mlearn.safetensors"))[0], sets)
+    assert (names, path) == ("mace-mlearn", sets / "mace-mlearn.safetensors")
+    ase.io.write(sets / "train.extxyz", frames)
+    ase.io.write(sets / "valid.extxyz", frames[:1])
+    with pytest.raises(
+        InputError, match=r"start: mace-mlearn is for Li, Si, Ni, Cu, Ge, Mo, the training set holds Cu"
+    ):
+        quietly(write_config(sets, start="mace-mlearn", model={"cutoff": 5.0}))
+    with pytest.raises(InputError, match=r"there is no model file .*mace-mlearm"):
+        quietly(write_config(sets, start="mace-mlearm", model={"cutoff": 5.0}))
+
+
+def test_start_of_several_heads_and_a_scale_beside_a_start_are_refused(sets):
+    save_potential(tiny_potential(atomic_numbers=(28, 29), heads=("pbe", "r2scan")), sets / "two.safetensors")
+    with pytest.raises(InputError, match=r"two\.safetensors has the heads pbe, r2scan; .* convert --head"):
+        quietly(write_config(sets, start="two.safetensors"))
+    with pytest.raises(InputError, match=r"scale is 'rms_forces'; allowed: null with start"):
+        quietly(write_config(sets, start="two.safetensors", scale="rms_forces"))

@@ -48,7 +48,9 @@ class DataConfig:
     valid_fraction : where `valid` is null, the share of each chemical system's structures set aside for validation
     stress_offset : {symbol: eV}, κ of the Pulay stress that a finite plane-wave basis leaves in the stress labels:
         Σ κ / V over a structure's atoms is subtracted from the three normal components
-    atomic_energies : "isolated" (one-atom structures without neighbours), {symbol: eV}, or "least_squares"
+    atomic_energies : "isolated" (one-atom structures without neighbours), {symbol: eV}, or "least_squares"; null: those
+        of the model in `start`, else "least_squares". With `start`, "least_squares" adds to its own what fits the
+        energies best
     balance : "elements" draws structures so that each element contributes the same expected number of atoms
     config_type_weights : {config_type: weight}, how often structures are drawn by the word under `config_type` in their
         `info`, relative to those that are not named here
@@ -62,7 +64,7 @@ class DataConfig:
     test: str | list[str] | dict[str, str] | None = None
     keys: Keys = Keys()
     stress_offset: dict[str, float] = field(default_factory=dict)
-    atomic_energies: str | dict[str, float] = "least_squares"
+    atomic_energies: str | dict[str, float] | None = None
     balance: Literal["elements"] | None = None
     config_type_weights: dict[str, float] = field(default_factory=dict)
     epoch_structures: int | None = None
@@ -85,8 +87,8 @@ class DataConfig:
             atomic_energies=(
                 set(energies) <= set(chemical_symbols[1:])
                 if isinstance(energies, dict)
-                else energies in ("isolated", "least_squares"),
-                '"isolated", "least_squares" or a table {symbol: eV}',
+                else energies in (None, "isolated", "least_squares"),
+                '"isolated", "least_squares", a table {symbol: eV} or null',
             ),
         )
 
@@ -197,8 +199,9 @@ class Metadata:
 class TrainConfig:
     """A whole training run.
 
-    `start` is a model file of the same architecture: the run begins with its weights, reference energies, scale, shift.
-    Its pair repulsion may be another, as that has no weights.
+    `start` is a model of the same architecture, a name or a file: the run begins with its weights, scale and shift, and
+    with its reference energies unless `data.atomic_energies` says otherwise. Its pair repulsion may be another, as that
+    has no weights. `scale` is "rms_forces" if it is null and there is no start.
     `golden` is the number of small structures stored in the model file with their energies.
     """
 
@@ -210,7 +213,7 @@ class TrainConfig:
     start: str | None = None
     seed: int = 0
     precision: Literal["float32", "float64"] = "float32"
-    scale: Literal["rms_forces", "per_species_rms_forces"] = "rms_forces"
+    scale: Literal["rms_forces", "per_species_rms_forces"] | None = None
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
@@ -229,6 +232,7 @@ class TrainConfig:
                 "a section with a positive cutoff, Å, without num_species and num_heads, which the data decide, "
                 "and without attributes, such as charges of structures, which training does not support",
             ),
+            scale=(self.scale is None or self.start is None, "null with start, whose own is kept"),
             seed=(0 <= self.seed < 2**63, "0 or more, below 2**63"),
             golden=(self.golden >= 0, "0 or more"),
         )

@@ -52,6 +52,7 @@ class Bookkeeper(lightning.Callback):
     write_model : (module, record of the epoch), called after each best epoch
     identity : what must not change between a run and its resumption, kept in the checkpoint
     max_minutes : stop after the epoch in which this time, over all resumptions, is spent
+    start : validation loss and errors of a model that the run starts from, the best until an epoch does better
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Bookkeeper(lightning.Callback):
         identity: dict,
         max_minutes: float | None,
         console: Console,
+        start: tuple[float, dict] | None = None,
     ):
         self.folder = folder
         self.assess = assess
@@ -69,6 +71,7 @@ class Bookkeeper(lightning.Callback):
         self.identity = identity
         self.max_minutes = max_minutes
         self.console = console
+        self.start = start
         self.history: list[dict] = []
         self.best = float("inf")
         self.bar: Progress | None = None
@@ -88,6 +91,11 @@ class Bookkeeper(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
         trainer.should_stop = self.share_done(trainer.max_epochs) == 1  # resumed, and nothing is left
         self.print_cells([title for title, _ in COLUMNS], style="bold")
+        if self.start is not None:
+            self.best, errors = self.start
+            record = {"epoch": "start", "valid_loss": self.best, "best": True, "valid": errors}
+            self.write_model(module, record)
+            self.print_line(record)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
         self.started = time.perf_counter()
@@ -119,18 +127,21 @@ class Bookkeeper(lightning.Callback):
             self.write_model(module, record)
         trainer.save_checkpoint(self.folder / "last.ckpt")
         trainer.should_stop = trainer.should_stop or share == 1
-        self.print_line(record, trainer.max_epochs)
+        self.print_line(record | {"left": self.time_left(trainer.max_epochs)})
 
-    def print_line(self, record: dict, max_epochs: int) -> None:
-        left = (max_epochs - record["epoch"] - 1) * self.seconds / len(self.history)
+    def time_left(self, max_epochs: int) -> str:
+        left = (max_epochs - len(self.history)) * self.seconds / len(self.history)
         if self.max_minutes is not None:
             left = min(left, max(0.0, 60 * self.max_minutes - self.seconds))
-        errors = [record["valid"]["all"].get(f"{name}_rmse") for name in ("energy", "forces", "stress")]
-        cells = [f"{record['epoch']}{'*' if record['best'] else ' '}", f"{record['lr']:.2e}"]
-        cells += [f"{record['train_loss']:.4g}", f"{record['valid_loss']:.4g}"]
-        cells += ["–" if error is None else f"{error:.2f}" for error in errors]
-        cells += [f"{record['seconds']:.1f}", f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"]
-        self.print_cells(cells)
+        return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
+
+    def print_line(self, record: dict) -> None:
+        """A row of `COLUMNS`; a dash for what the record lacks."""
+        errors = {f"{name}_rmse": ".2f" for name in ("energy", "forces", "stress")}
+        formats = {"lr": ".2e", "train_loss": ".4g", "valid_loss": ".4g", **errors, "seconds": ".1f", "left": ""}
+        values = record | record["valid"]["all"]
+        cells = [format(values[key], form) if key in values else "–" for key, form in formats.items()]
+        self.print_cells([f"{record['epoch']}{'*' if record['best'] else ' '}", *cells])
 
     def print_cells(self, cells: list[str], **style: str) -> None:
         widths = [width for _, width in COLUMNS]

@@ -23,13 +23,14 @@ PACKAGES = ("ase-equivariant", "torch", "lightning", "pytorch-optimizer", "e3nn"
 
 def describe_model(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, record: dict) -> dict[str, Any]:
     """The free keys of the header; `raw` is the configuration as written, `record` the epoch the weights are from."""
-    mode = config.data.atomic_energies
-    source = mode if isinstance(mode, str) else "given"
+    start = potential.metadata.get("start", {})
+    inherited = {key: start.get(key, "") for key in ("license", "citation") if not getattr(config.metadata, key)}
     return {
         "name": config.name,
         "units": {"energy": "eV", "length": "Å"},
-        "atomic_energies_source": {"least_squares": "least squares", "isolated": "isolated atoms"}.get(source, source),
+        "atomic_energies_source": energies_source(config),
         **asdict(config.metadata),
+        **inherited,
         "errors": {"units": UNITS, "validation": record["valid"]},
         "provenance": {
             "date": datetime.now(timezone.utc).date().isoformat(),
@@ -42,6 +43,18 @@ def describe_model(config: TrainConfig, raw: dict, sets: Sets, potential: Potent
         },
         "golden": golden_structures(potential, [s.atoms for s in choose_golden(sets.valid, config.golden)]),
     }
+
+
+def energies_source(config: TrainConfig) -> str:
+    """Where the reference energies come from, in words."""
+    mode = config.data.atomic_energies
+    if isinstance(mode, dict):
+        return "given"
+    if mode == "isolated":
+        return "isolated atoms"
+    if config.start is None:
+        return "least squares"
+    return "the start's" if mode is None else "the start's, corrected by least squares"
 
 
 def package_versions() -> dict[str, str]:

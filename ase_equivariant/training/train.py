@@ -8,12 +8,10 @@ a break, unless the schedule follows the time.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import lightning
@@ -22,7 +20,7 @@ from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
 from rich.console import Console
 
-from ase_equivariant.architectures import ARCHITECTURES, build
+from ase_equivariant.architectures import build
 from ase_equivariant.checkpoint import load_potential, save_potential
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
@@ -33,6 +31,8 @@ from ase_equivariant.training.module import TrainingModule
 from ase_equivariant.training.progress import AtomicCheckpoints, Bookkeeper
 from ase_equivariant.training.provenance import describe_model
 from ase_equivariant.training.sets import Sets, load_sets, loaders, structure_weights
+from ase_equivariant.training.start import start_model, started_from
+from ase_equivariant.zoo import resolve
 
 
 def train(config_path: Path | str, console: Console | None = None) -> Path:
@@ -48,7 +48,7 @@ def train_as(config: TrainConfig, raw: dict, root: Path, console: Console) -> Pa
     """`train` with a configuration that was read before, as `raw` and parsed; its paths are relative to `root`."""
     folder = root / config.output
     path = folder / f"{config.name}.safetensors"
-    if config.start is not None and (root / config.start).resolve() == path.resolve():
+    if config.start is not None and resolve(start_model(config, root)).resolve() == path.resolve():
         raise InputError(f"start is {config.start!r}, the very file that is written; give it another name")
     sets = load_sets(config, root)
     potential = initial_potential(config, sets, root)
@@ -68,7 +68,7 @@ def train_as(config: TrainConfig, raw: dict, root: Path, console: Console) -> Pa
 def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
     """The potential of `config.start`; else random weights, and what the data say about energies, scale and shift."""
     if config.start is not None:
-        return started_from(root / config.start, config, sets)
+        return started_from(start_model(config, root), config, sets)
     graphs = [batch.graph for batch in sets.batches(sets.train)]
     neighbors = sum(g.n_edges for g in graphs) / sum(g.n_nodes for g in graphs)
     statistics = {"num_species": len(sets.numbers), "avg_num_neighbors": max(neighbors, 1.0)}
@@ -79,52 +79,15 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
         raise InputError(f"model: {error}") from None
     except (RuntimeError, MemoryError) as error:  # what torch says when weights do not fit into memory
         raise InputError(f"model: it cannot be made, take fewer channels or narrower networks: {error}") from None
-    e0 = references.atomic_energies(config.data.atomic_energies, sets.train, sets.isolated, sets.numbers)
+    mode = config.data.atomic_energies or "least_squares"
+    e0 = references.atomic_energies(mode, sets.train, sets.isolated, sets.numbers)
     shift = references.energy_shift(sets.train, e0, sets.numbers)
     return Potential(
         architecture,
         atomic_numbers=sets.numbers,
         atomic_energies=[e0],
-        scale=[references.force_scale(config.scale, sets.train, sets.numbers)],
+        scale=[references.force_scale(config.scale or "rms_forces", sets.train, sets.numbers)],
         shift=[[shift] * len(sets.numbers)],
-    )
-
-
-def started_from(path: Path, config: TrainConfig, sets: Sets) -> Potential:
-    """The potential in a file, if it is what the configuration describes; its pair repulsion may be another."""
-    potential = load_potential(path).astype(getattr(torch, config.precision))
-    if potential.attributes:
-        read = " and ".join(key for key, *_ in potential.attributes)
-        raise InputError(
-            f"start: {path} depends on the {read} of a structure; such models cannot be trained, but those that "
-            "`ase-equivariant convert --fix` makes for one charge or spin"
-        )
-    if potential.atomic_numbers != sets.numbers:
-        known, given = (
-            ", ".join(chemical_symbols[z] for z in numbers) for numbers in (potential.atomic_numbers, sets.numbers)
-        )
-        raise InputError(
-            f"start: {path} is for {known}, the training set holds {given}; they must be the same, and "
-            "`ase-equivariant convert --elements` makes a model of fewer"
-        )
-    own = json.loads(json.dumps(asdict(potential.architecture.config)))
-    asked = with_radii(config.model, sets.numbers)
-    changed = [name for name, value in asked.items() if name != "pair_repulsion" and own.get(name) != value]
-    if not isinstance(potential.architecture, ARCHITECTURES[config.architecture]) or changed:
-        what = ", ".join(changed) or "architecture"
-        raise InputError(f"start: {path} has another {what} than this configuration; make them equal")
-    architecture = build(config.architecture, {**own, **asked}, dtype=potential.dtype)
-    architecture.load_state_dict(potential.architecture.state_dict())
-    if "converted_by" in potential.metadata.get("provenance", {}):
-        for order in (module for module in architecture.modules() if hasattr(module, "pace")):
-            order.pace = 1.0  # its weights have the size that the program has them in which the model is from
-    return Potential(
-        architecture,
-        atomic_numbers=potential.atomic_numbers,
-        atomic_energies=potential.atomic_energies,
-        scale=potential.scale,
-        shift=potential.shift,
-        heads=potential.heads,
     )
 
 
@@ -137,12 +100,15 @@ def fit(config: TrainConfig, raw: dict, sets: Sets, potential: Potential, folder
         module.average.metadata.update(describe_model(config, raw, sets, module.average, record))
         save_potential(module.average, folder / f"{config.name}.safetensors")
 
-    module = TrainingModule(potential, loss, config.optimizer, config.data.batch_size)
     identity = identify(raw)
-    books = Bookkeeper(folder, assessor, write_model, identity, config.run.max_minutes, console)
     last = folder / "last.ckpt"
+    start = None  # what the model that the run starts from does: to be kept if no epoch does better
     if last.exists():
         tell(console, f"Resuming after epoch {check_resumable(last, identity)}.")
+    elif config.start is not None:
+        start = assessor.predict(potential.eval(), sets.batches(sets.valid), config.data.batch_size)
+    module = TrainingModule(potential, loss, config.optimizer, config.data.batch_size)
+    books = Bookkeeper(folder, assessor, write_model, identity, config.run.max_minutes, console, start)
     with quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=available(config.run.accelerator),
@@ -216,6 +182,8 @@ def finish(config: TrainConfig, sets: Sets, path: Path, console: Console) -> Non
         for group, values in groups.items():
             text = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in values.items())
             tell(console, f"{label:>12} {group:>6}: {text}")
+    if potential.metadata["provenance"]["epoch"] == "start":
+        tell(console, "No epoch did better than the model in `start`, which is kept; lower optimizer.lr")
     tell(console, f"Wrote {path}")
 
 
