@@ -16,7 +16,7 @@ from ase.io import read, write
 from ase.io.trajectory import TrajectoryWriter
 from tiny import tiny_potential
 
-from ase_equivariant import EquivariantCalculator, available_models, inference, save_potential, zoo
+from ase_equivariant import EquivariantCalculator, available_models, inference, load_potential, save_potential, zoo
 from ase_equivariant.cli import common
 from ase_equivariant.cli.main import main
 from ase_equivariant.golden import golden_structures
@@ -327,6 +327,45 @@ def test_evaluate_writes_results_of_all_frames_and_errors_against_labels(run, mo
     out = run("evaluate", f"{tmp_path / 'labelled.xyz'}@:1", "-m", model, "-o", tmp_path / "out.traj")[1]
     assert "forces (meV/Å)" in out
     assert "forces on" not in out
+
+
+def test_evaluate_compares_with_labels_of_any_name(run, model, silicon, tmp_path):
+    atoms = read(silicon)
+    atoms.info["REF_energy"] = 1.0
+    write(tmp_path / "named.xyz", atoms)
+    asked = ("evaluate", tmp_path / "named.xyz", "-m", model, "-o", tmp_path / "out.traj")
+    out = run(*asked)[1]
+    assert "no labels" in out
+    assert "--energy-key, --forces-key and --stress-key name them; there are: REF_energy" in out
+    assert "energy (meV/atom)" in run(*asked, "--energy-key", "REF_energy")[1]
+    code, _, error = run(*asked, "--energy-key", "REF_energy", "--forces-key", "REF_forces")
+    assert code == 2
+    assert "no structure has --forces-key REF_forces; there are: REF_energy" in error
+
+
+def test_words_of_a_file_are_no_markup(run, model, silicon, tmp_path, monkeypatch):
+    potential = load_potential(model)
+    potential.heads[0] = potential.metadata["default_head"] = "[/x]"
+    del potential.metadata["golden"]  # they name the head
+    save_potential(potential, tmp_path / "old.safetensors")
+    code, out, _ = run("convert", tmp_path / "old.safetensors", "-o", tmp_path / "a [b] c.safetensors")
+    assert code == 0
+    assert "heads: [/x], r2scan" in out
+    absent = "ase_equivariant.[/no] such module", "Absent"
+    monkeypatch.setattr(inference, "BACKENDS", {"eager": inference.BACKENDS["eager"], "absent": absent})
+    code, out, _ = run("benchmark", tmp_path / "a [b] c.safetensors", silicon, "--steps", "1")
+    assert code == 0
+    assert "a [b] c.safetensors" in out.replace("\n", "")
+    assert "[/no]" in out
+
+
+def test_benchmark_of_a_model_that_no_backend_serves_says_why(run, model, silicon, tmp_path):
+    potential = load_potential(model)
+    potential.atomic_energies += 1
+    save_potential(potential, tmp_path / "wrong.safetensors")
+    code, _, error = run("benchmark", tmp_path / "wrong.safetensors", silicon)
+    assert code == 2
+    assert "golden" in error
 
 
 def test_the_head_decides_the_energy(run, model, silicon, tmp_path):

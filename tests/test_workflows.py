@@ -12,11 +12,12 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import read
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator
 from ase_equivariant.workflows import MDSettings, MDStopped, relax, run_md
-from ase_equivariant.workflows.evaluate import compare, evaluate
+from ase_equivariant.workflows.evaluate import compare, evaluate, reference_labels
 from ase_equivariant.workflows.md import draw_velocities
 from ase_equivariant.workflows.rdf import distance_distribution
 
@@ -386,3 +387,39 @@ def test_labels_are_compared_on_fixed_atoms_too():
     frame = labelled(0.0, 0.1, 0.0)
     frame.set_constraint(FixAtoms([0]))
     assert compare(evaluate([frame], EMT())).forces["Au"].mae == pytest.approx(100)
+
+
+def test_labels_have_the_names_that_are_given():
+    frame = labelled(0.4, 0.1, 1 * units.GPa)
+    renamed = frame.copy()
+    stress = full_3x3_to_voigt_6_stress(np.eye(3)) + frame.get_stress()
+    renamed.info = {"REF_energy": frame.get_potential_energy(), "REF_stress": voigt_6_to_full_3x3_stress(stress)}
+    renamed.arrays["REF_forces"] = frame.get_forces()
+    assert reference_labels(renamed) == {}
+    keys = {name: f"REF_{name}" for name in ("energy", "forces", "stress")}
+    named = compare(evaluate([renamed], EMT(), keys=keys))
+    usual = compare(evaluate([frame], EMT()))
+    assert (named.energy, named.forces) == (usual.energy, usual.forces)
+    np.testing.assert_allclose(reference_labels(renamed, keys)["stress"], stress)
+    renamed.info["REF_stress"] = voigt_6_to_full_3x3_stress(stress).ravel()
+    np.testing.assert_allclose(reference_labels(renamed, keys)["stress"], stress)
+
+
+@pytest.mark.parametrize("value", [np.zeros(3), "low", None])
+def test_label_of_another_shape_is_refused_before_any_work(value):
+    calculator = EMT()
+    frame = labelled(0.0, 0.0, 0.0)
+    frame.info["free"] = [value, value]
+    with pytest.raises(InputError, match=r"'free' is no energy of .*: it must be numbers of the shape \(\)"):
+        evaluate([frame], calculator, keys={"energy": "free"})
+    assert calculator.atoms is None
+
+
+def test_results_of_a_shared_calculator_are_labels_of_the_frame_that_they_are_of():
+    first, second = labelled(0.0, 0.0, 0.0), labelled(0.0, 0.0, 0.0)
+    second.rattle(0.1, seed=5)
+    second.calc = first.calc = EMT()
+    first.get_forces()
+    right = second.get_forces()
+    assert reference_labels(first) == {}
+    np.testing.assert_array_equal(reference_labels(second)["forces"], right)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from ase_equivariant.cli import common
 from ase_equivariant.cli.show import console, progress, say, table
@@ -43,7 +44,7 @@ def benchmark(
         timings = run(calculators, atoms, steps, lambda done, _: update(done, "steps"))
     _show(timings, timestep, _facts(calc, atoms.get_chemical_formula()))
     for name, why in missing.items():
-        say(f"[bold]{name}[/]: {why}")
+        say(f"[bold]{name}[/]: {escape(why)}")
 
 
 def _start(model: str, head: str | None, dtype: str, device: str):
@@ -59,6 +60,8 @@ def _start(model: str, head: str | None, dtype: str, device: str):
             calculators[name] = common.make_calculator(model, head, dtype, device, name)
         except CalculatorSetupError as error:
             missing[name] = str(error)
+    if not calculators:
+        raise CalculatorSetupError(missing["eager"])
     return calculators, missing
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from ase_equivariant.cli import common
 from ase_equivariant.cli.models import element_list
@@ -38,7 +39,7 @@ def convert(
     save_potential(potential, output)
     golden = len(potential.metadata["golden"])
     say(
-        f"{element_list(potential.atomic_numbers)}; heads: {', '.join(potential.heads)}; "
+        f"{element_list(potential.atomic_numbers)}; heads: {escape(', '.join(potential.heads))}; "
         f"{output.stat().st_size / 1e6:.2f} MB; {golden} golden structures"
     )
     if "license" not in potential.metadata:

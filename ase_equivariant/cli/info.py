@@ -92,7 +92,9 @@ def _show(key: str, value: Any, indent: int = 0) -> None:
     if _is_table(value):
         columns = list(dict.fromkeys(column for row in value.values() for column in row))
         rows = [[name, *(_text(row.get(column, ""), digits=4) for column in columns)] for name, row in value.items()]
-        console().print(table(["", *(column.replace("_", " ") for column in columns)], rows, title=title))
+        console().print(
+            table(["", *(column.replace("_", " ") for column in columns)], rows, title=key.replace("_", " "))
+        )
     elif isinstance(value, dict):
         say(f"{' ' * indent}[bold]{title}[/]:")
         for inner, entry in value.items():

@@ -65,6 +65,7 @@ def say_written(**files: Path) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, right: bool = True) -> Table:
     """A table; the columns after the first are numbers, aligned to the right, unless told otherwise."""
+    title = None if title is None else escape(harmless(title))
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         made.add_column(escape(harmless(column)), justify="right" if number and right else "left", overflow="fold")

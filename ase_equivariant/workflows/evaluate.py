@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError
+from ase.calculators.calculator import Calculator, InputError, PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-PROPERTIES = ("energy", "forces", "stress")
+KEYS = {name: name for name in ("energy", "forces", "stress")}
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,26 @@ class Comparison:
 
 
 def evaluate(
-    frames: Sequence[Atoms], calculator: Calculator, observer: Callable[[int, int], None] | None = None
+    frames: Sequence[Atoms],
+    calculator: Calculator,
+    observer: Callable[[int, int], None] | None = None,
+    keys: Mapping[str, str] = KEYS,
 ) -> list[Atoms]:
     """Copies of `frames` that carry the calculator's energy, forces and (for 3-D cells) stress.
 
     Labels that a frame came with are kept beside them: `info["ref_energy"]`, `arrays["ref_forces"]`,
-    `info["ref_stress"]` in eV, eV/Å, eV/Å^3. `observer` is called with (frames done, frames in all).
+    `info["ref_stress"]` in eV, eV/Å, eV/Å^3; `keys` are their names in the frame. `observer` is called with
+    (frames done, frames in all). Raises InputError, before any work, for a label of another shape.
     """
     evaluated = []
-    for done, frame in enumerate(frames, start=1):
+    known = [reference_labels(frame, keys) for frame in frames]
+    for done, (frame, labels) in enumerate(zip(frames, known, strict=True), start=1):
         atoms = frame.copy()
         atoms.calc = calculator
         results = {"forces": atoms.get_forces(apply_constraint=False), "energy": atoms.get_potential_energy()}
         with suppress(PropertyNotImplementedError):  # without a 3-D cell
             results["stress"] = atoms.get_stress(apply_constraint=False)
         atoms.calc = SinglePointCalculator(atoms, **results)
-        labels = reference_labels(frame)
         atoms.info.update({f"ref_{key}": labels[key] for key in ("energy", "stress") if key in labels})
         if "forces" in labels:
             atoms.arrays["ref_forces"] = labels["forces"]
@@ -60,13 +64,33 @@ def evaluate(
     return evaluated
 
 
-def reference_labels(frame: Atoms) -> dict[str, float | np.ndarray]:
-    """Energy, forces and stress that ASE's reader found in a frame; only those that are there."""
-    results = getattr(frame.calc, "results", {})
-    labels = {key: results[key] for key in PROPERTIES if results.get(key) is not None}
-    if np.shape(labels.get("stress")) == (3, 3):
-        labels["stress"] = full_3x3_to_voigt_6_stress(labels["stress"])
+def reference_labels(frame: Atoms, keys: Mapping[str, str] = KEYS) -> dict[str, float | np.ndarray]:
+    """Energy, forces and stress that a frame came with; only those that are there.
+
+    `keys` are their names among the results of the frame's calculator, if it has calculated this frame, else in `info`
+    or `arrays`.
+    """
+    shapes = {"energy": [()], "forces": [(len(frame), 3)], "stress": [(6,), (9,), (3, 3)]}
+    labels = {}
+    for name, key in keys.items():
+        if (found := _find(frame, key)) is None:
+            continue
+        value = np.asarray(found)
+        if value.shape not in shapes[name] or value.dtype.kind not in "if":
+            allowed = " or ".join(str(shape) for shape in shapes[name])
+            raise InputError(f"{key!r} is no {name} of {frame.symbols}: it must be numbers of the shape {allowed}")
+        labels[name] = float(value) if name == "energy" else value
+    if labels.get("stress", np.empty(6)).shape != (6,):
+        labels["stress"] = full_3x3_to_voigt_6_stress(labels["stress"].reshape(3, 3))
     return labels
+
+
+def _find(frame: Atoms, key: str) -> object | None:
+    results = getattr(frame.calc, "results", {})
+    # of a calculator that several frames share, the results are those of the last one
+    if key in results and not frame.calc.calculation_required(frame, [key]):
+        return results[key]
+    return frame.info.get(key, frame.arrays.get(key))
 
 
 def compare(evaluated: Sequence[Atoms]) -> Comparison:
