@@ -86,7 +86,15 @@ def test_models_lists_what_is_shipped(run, model, monkeypatch):
     monkeypatch.setattr(zoo, "MODELS", model.parent)
     code, out, _ = run("models")
     assert code == 0
-    assert all(word in out for word in ("tiny", "H C O Si Cu", "mace", "PBE [plane waves]", "MIT"))
+    assert all(word in out for word in ("tiny", "H C O Si Cu", "4 Å", "PBE [plane waves]", "MIT"))
+
+
+def test_names_and_licences_stay_whole_on_a_narrow_terminal(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("models")[1].splitlines()
+    assert len(available_models()) == 10
+    for name in available_models():
+        assert next(line for line in lines if name in line).rstrip().endswith("MIT")
 
 
 def test_a_terminal_that_knows_ascii_only_gets_question_marks(model):
@@ -379,7 +387,13 @@ def test_the_head_decides_the_energy(run, model, silicon, tmp_path):
 def test_export_writes_a_file_that_torch_loads(run, model, tmp_path):
     assert run("export", model, "-o", tmp_path / "model.pt")[0] == 0
     with pytest.warns(DeprecationWarning, match="torch.jit.load"):
-        assert torch.jit.load(tmp_path / "model.pt")
+        assert next(torch.jit.load(tmp_path / "model.pt").parameters()).dtype == torch.float32
+    assert run("export", model, "-o", tmp_path / "model.pt", "--dtype", "float64")[0] == 0
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
+        assert next(torch.jit.load(tmp_path / "model.pt").parameters()).dtype == torch.float64
+    code, _, error = run("export", model, "-o", tmp_path / "model.pt", "--dtype", "half")
+    assert code == 2
+    assert "--dtype is 'half'; choose one of float32, float64" in error
 
 
 BAD = {

@@ -83,6 +83,7 @@ def test_every_link_in_the_documents_leads_somewhere():
         ROOT / "CONTRIBUTING.md",
         ROOT / "models" / "README.md",
         ROOT / "benchmarks" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
     ]
     links = [(d, link) for d in documents for link in re.findall(r"\]\(([^)#]+)\)", d.read_text())]
     local = [(d, link) for d, link in links if not link.startswith("http")]

@@ -25,16 +25,22 @@ def models(
         return
     names = available_models()
     if names:
-        columns = ["shipped", "elements", "architecture", "level of theory", "size", "licence"]
-        console().print(table(columns, [_row(name) for name in names], right=False))
+        columns = ["shipped", "elements", "cutoff", "level of theory", "size", "licence"]
+        _print(columns, [_row(name) for name in names])
     else:
         say("No models are shipped with this installation.")
     columns = ["published", "elements", "level of theory", "size", "licence", ""]
     published = [name for name in available_models(published=True) if name not in names]
-    listed = table(columns, [_published_row(name) for name in published], right=False)
-    listed.columns[0].no_wrap = True
-    console().print(listed)
+    _print(columns, [_published_row(name) for name in published])
     say("`info NAME` tells more of a model, and downloads it. Licences with a * must be accepted once: --accept NAME.")
+
+
+def _print(columns: list[str], rows: list[list[str]]) -> None:
+    """A table whose names and licences stay whole on a narrow terminal."""
+    listed = table(columns, rows, right=False)
+    for column in (0, columns.index("licence")):
+        listed.columns[column].no_wrap = True
+    console().print(listed)
 
 
 def _published_row(name: str) -> list[str]:
@@ -53,11 +59,11 @@ def _row(name: str) -> list[str]:
     from ase_equivariant.zoo import resolve
 
     header = read_header(name)
-    architecture = f"{header['architecture']}, {header['config']['cutoff']:g} Å"
+    cutoff = f"{header['config']['cutoff']:g} Å"
     size = f"{resolve(name).stat().st_size / 1e6:.1f} MB"
     theory, licence = (str(header.get(key, "-")) for key in ("level_of_theory", "license"))
     theory = theory.split(" (")[0]  # `info` has the details
-    return [name, element_list(header["atomic_numbers"]), architecture, theory, size, licence]
+    return [name, element_list(header["atomic_numbers"]), cutoff, theory, size, licence]
 
 
 def element_list(atomic_numbers: list[int]) -> str:
