@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ase.build import bulk
 from ase.collections import dcdft
 
 import ase_equivariant
@@ -75,6 +76,19 @@ def test_the_readme_s_python_compiles(block):
 def test_the_readme_s_first_example_runs(capsys):
     exec(README_BLOCKS[0], {})
     assert "eV/Å³" in capsys.readouterr().out
+
+
+def test_frames_of_a_shared_calculator_keep_their_own_results_as_the_readme_does_it():
+    (block,) = [block for block in README_BLOCKS if "SinglePointCalculator" in block]
+    shared = ase_equivariant.EquivariantCalculator("mace-mlearn", dtype="float64", backend="eager")
+    frames = [bulk("Cu", a=a, cubic=True) for a in (3.5, 3.6, 3.7)]
+    energies = []
+    for atoms in frames:
+        atoms.calc = shared
+        energies.append(atoms.get_potential_energy())
+    exec(block, {"frames": frames})
+    assert [atoms.get_potential_energy() for atoms in frames] == pytest.approx(energies, abs=1e-9)
+    assert max(energies) - min(energies) > 0.1
 
 
 def test_every_link_in_the_documents_leads_somewhere():
