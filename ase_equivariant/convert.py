@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 
 from ase.data import chemical_symbols
 
 from ase_equivariant.checkpoint import load_potential
+from ase_equivariant.download import file_sha256
 from ase_equivariant.golden import golden_probes
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head, fix_attributes, restricted
-from ase_equivariant.storage import read_file
 from ase_equivariant.zoo import resolve
 
 
@@ -46,7 +45,7 @@ def convert(
     earlier = potential.metadata.get("provenance")
     provenance = {
         "source_file": path.name,
-        "source_sha256": hashlib.sha256(read_file(path)).hexdigest(),
+        "source_sha256": file_sha256(path),
         **(earlier if isinstance(earlier, dict) else {}),
     }
     if len(potential.atomic_numbers) < len(whole.atomic_numbers):

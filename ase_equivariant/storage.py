@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ase.calculators.calculator import InputError
@@ -15,15 +16,21 @@ def write_atomically(data: bytes, path: str | os.PathLike) -> None:
     path = Path(path).resolve()
     if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
         raise InputError(f"cannot write {path}: it is not a regular file; give the name of a file")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with replaced(path) as temporary, open(temporary, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path beside this one, of the same ending, to write to: it takes its place, or is gone after an error."""
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -113,14 +113,13 @@ def write_structures(path: Path, frames: list[Atoms]) -> None:
     from ase.calculators.calculator import InputError
     from ase.io import write
 
+    from ase_equivariant.storage import replaced
+
     form = check_output(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary, frames, format=form)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
-    except Exception as error:  # ASE's writers raise whatever they stumble over
-        raise InputError(f"cannot write {path} in the format {form}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as temporary:
+        try:
+            write(temporary, frames, format=form)
+        except OSError:
+            raise
+        except Exception as error:  # ASE's writers raise whatever they stumble over
+            raise InputError(f"cannot write {path} in the format {form}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,13 +30,14 @@ def info(
     import torch
 
     from ase_equivariant.checkpoint import describe, load_potential
+    from ase_equivariant.download import file_sha256
     from ase_equivariant.zoo import resolve
 
     path, potential = resolve(model), load_potential(model)
     header = describe(potential)
     weights = sum(parameter.numel() for parameter in potential.architecture.parameters())
     say(f"[bold]{escape(str(path))}[/]: {path.stat().st_size / 1e6:.2f} MB, {weights:,} weights, {potential.dtype}")
-    say(f"[bold]sha256[/]: {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    say(f"[bold]sha256[/]: {file_sha256(path)}")
     exact = potential.astype(torch.float64).eval()
     shown = {key: header[key] for key in FIRST if key in header}
     rest = {key: value for key, value in header.items() if key not in (*FIRST, *ELSEWHERE)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,8 +13,8 @@ from ase.data import chemical_symbols
 from ase_equivariant.architectures import ARCHITECTURES, build
 from ase_equivariant.checkpoint import load_potential
 from ase_equivariant.derivatives import predict
+from ase_equivariant.download import file_sha256
 from ase_equivariant.potential import Potential
-from ase_equivariant.storage import read_file
 from ase_equivariant.training import references
 from ase_equivariant.training.config import Metadata, TrainConfig, with_radii
 from ase_equivariant.training.sets import Sets
@@ -87,7 +86,7 @@ def origin(model: str | Path, potential: Potential) -> dict[str, str]:
     path = resolve(model)
     kept = ("name", *Metadata.__dataclass_fields__)
     said = {key: str(potential.metadata[key]) for key in kept if potential.metadata.get(key)}
-    return {"file": path.name, "sha256": hashlib.sha256(read_file(path)).hexdigest(), **said}
+    return {"file": path.name, "sha256": file_sha256(path), **said}
 
 
 def set_atomic_energies(potential: Potential, config: TrainConfig, sets: Sets) -> None:
