@@ -11,7 +11,7 @@ from ase.calculators.calculator import InputError
 
 from ase_equivariant import EquivariantCalculator, load_potential, save_potential
 from ase_equivariant.importers.mace import import_mace
-from ase_equivariant.importers.records import ForeignFileError, read_records
+from ase_equivariant.importers.records import ForeignFileError, read_content
 from ase_equivariant.importers.unpickling import record
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
@@ -102,7 +102,7 @@ def test_imported_model_becomes_a_safe_file(tmp_path):
     ],
 )
 def test_a_part_that_is_not_known_is_named(path, name, monkeypatch):
-    root = read_records((FILES / "density_agnesi_zbl.model").read_bytes())
+    root = read_content((FILES / "density_agnesi_zbl.model").read_bytes()).root
     import_mace(root)
     part = root.get(path) if path else root
     monkeypatch.setattr(type(part), "name", name.split(",")[0])
@@ -121,7 +121,7 @@ def test_a_part_that_is_not_known_is_named(path, name, monkeypatch):
     ],
 )
 def test_inner_parts_are_known_too(file, path, monkeypatch):
-    root = read_records((FILES / f"{file}.model").read_bytes())
+    root = read_content((FILES / f"{file}.model").read_bytes()).root
     import_mace(root)
     monkeypatch.setattr(type(root.get(path)), "name", "mace.modules.Another")
     with pytest.raises(ForeignFileError, match="Another"):

@@ -13,7 +13,7 @@ from ase.calculators.calculator import InputError
 
 from ase_equivariant import importers, load_potential
 from ase_equivariant.importers import _rebuild, recognises
-from ase_equivariant.importers.records import LEGACY, Content, ForeignFileError, read_content, read_records
+from ase_equivariant.importers.records import LEGACY, Content, ForeignFileError, read_content
 from ase_equivariant.importers.unpickling import record, tensors_out
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
@@ -23,7 +23,7 @@ needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model fi
 @needs_files
 @pytest.mark.parametrize(("key", "value"), [("heads", []), ("r_max", {}), ("r_max", 0.0), ("interactions", None)])
 def test_a_model_without_its_usual_layout_is_refused(key, value, monkeypatch):
-    root = read_records((FILES / "trained.model").read_bytes())
+    root = read_content((FILES / "trained.model").read_bytes()).root
     monkeypatch.setattr(importers, "read_content", lambda data: Content(root))
     assert importers.import_model(b"").heads
     table = next(table for table in (root.state["_modules"], root.state["_buffers"], root.state) if key in table)
@@ -108,7 +108,7 @@ def test_control_the_same_pickle_runs_code_when_it_is_simply_loaded(tmp_path, mo
 
 def test_classes_of_the_file_become_inert_records():
     build = b"cmace.modules.models\nMACE\n)\x81}q\x00(X\x01\x00\x00\x00aK\x01ub."
-    record = read_records(archive(b"\x80\x02" + build))
+    record = read_content(archive(b"\x80\x02" + build)).root
     assert record.name == "mace.modules.models.MACE"
     assert record.get("a") == 1
     with pytest.raises(ForeignFileError, match="sets an attribute"):
@@ -118,7 +118,7 @@ def test_classes_of_the_file_become_inert_records():
 def test_compressions_that_torch_does_not_use_are_refused():
     """Some of them take gigabytes before the first byte comes."""
     with pytest.raises(ForeignFileError, match="compressed in a way that torch does not use"):
-        read_records(archive(program("collections", "OrderedDict"), zipfile.ZIP_LZMA))
+        read_content(archive(program("collections", "OrderedDict"), zipfile.ZIP_LZMA))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -134,7 +134,7 @@ def test_a_frozen_module_is_refused_with_the_reason():
 
 def test_zip_bombs_are_refused():
     with pytest.raises(ForeignFileError, match="unpacks to far more than its size"):
-        read_records(archive(program("collections", "OrderedDict"), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}))
+        read_content(archive(program("collections", "OrderedDict"), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}))
 
 
 @needs_files
@@ -210,7 +210,7 @@ def test_modules_from_before_zip_archives_become_records():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(module, buffer, _use_new_zipfile_serialization=False)
-    root = read_records(buffer.getvalue())
+    root = read_content(buffer.getvalue()).root
     assert root.name == "torch.nn.modules.container.Sequential"
     assert (root.get("0.weight") == module[0].weight).all()
 
@@ -255,12 +255,12 @@ def test_modules_within_themselves_or_multiplied_are_refused(levels):
 def test_inert_parts_of_genuine_files_stay_closed():
     """`reduce_graph_module` holds source text, `__codegen__` compiled code: both are kept as they are."""
     source = {"_code": "import os; os.system('touch executed')"}
-    record = read_records(archive(program("torch.fx.graph_module", "reduce_graph_module", source, "import os")))
+    record = read_content(archive(program("torch.fx.graph_module", "reduce_graph_module", source, "import os"))).root
     assert record.name == "torch.fx.graph_module.reduce_graph_module"
     assert record.args == (source, "import os")
-    tanh = read_records(
+    tanh = read_content(
         archive(b"\x80\x02c__builtin__\ngetattr\n(ctorch._C\n_VariableFunctionsClass\nX\x04\x00\x00\x00tanhtR.")
-    )
+    ).root
     assert tanh.name == "torch.tanh"
 
 

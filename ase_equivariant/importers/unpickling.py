@@ -3,7 +3,7 @@
 A pickle is a program that may name any function. Here it can name three kinds of things: containers and tensor
 rebuilders, which are ours; classes of the packages that models are made of, which become inert `Record` types; and
 nothing else. What it makes is bounded, too: instructions, classes, and nested tuples, whose hash a small program could
-make endless.
+make endless. Frozen sets, which torch does not write, could do the same and are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from ase_equivariant.text import shown
 
 MODEL_PACKAGES = (
     "mace.",
@@ -190,6 +192,9 @@ class _Reader(pickle._Unpickler):
             raise ForeignFileError(f"it nests more than {MAX_TUPLE} entries in a tuple")
         self.tuples[id(made)] = (size, made)
 
+    def load_frozenset(self) -> None:
+        raise ForeignFileError("it has a frozen set, which no model needs")
+
 
 def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
     def load_and_measure(reader: _Reader) -> None:
@@ -201,6 +206,7 @@ def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 _Reader.dispatch = {
     **pickle._Unpickler.dispatch,
+    pickle.FROZENSET[0]: _Reader.load_frozenset,
     **{
         code[0]: _measured(pickle._Unpickler.dispatch[code[0]])
         for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
@@ -251,14 +257,14 @@ def _first(value: Any, *_: Any) -> Any:
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
-        raise ForeignFileError(f"it encodes text as {encoding!r}")
+        raise ForeignFileError(f"it encodes text as {shown(encoding)}")
     return text.encode("latin1")
 
 
 def _activation(owner: Any, name: str) -> Record:
     """The one use of getattr in genuine files: an activation among torch's own functions."""
     if getattr(owner, "name", None) != "torch._C._VariableFunctionsClass" or name not in ACTIVATIONS:
-        raise ForeignFileError(f"it asks for the attribute {name!r}")
+        raise ForeignFileError(f"it asks for the attribute {shown(name)}")
     return type("Record", (Record,), {"name": f"torch.{name}"})()
 
 
