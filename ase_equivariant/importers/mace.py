@@ -81,9 +81,11 @@ def import_mace(root: Record) -> Potential:
     """The potential in the module tree that a file holds; `ForeignFileError` names parts we lack."""
     _check_parts(root)
     heads = list(root.get("heads", ["default"]))
-    if not all(isinstance(head, str) for head in heads):
-        raise ForeignFileError(f"its heads are {shown(heads)}, which must be names")
+    if not all(isinstance(head, str) for head in heads) or len(set(heads)) < len(heads):
+        raise ForeignFileError(f"its heads are {shown(heads)}, which must be names that differ")
     numbers = root.get("atomic_numbers").tolist()
+    if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(1, 119)):
+        raise ForeignFileError(f"its atomic_numbers are {shown(numbers)}, which must differ and be in 1..118")
     config = MACEConfig(
         num_species=len(numbers),
         num_heads=len(heads),
