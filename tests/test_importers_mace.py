@@ -178,7 +178,7 @@ def test_frequencies_that_are_not_numbers_stay_so():
             "interactions.0.conv_tp_weights.layer0.act",
             "f",
             NESTED,
-            r"activation is \[\[\[\.\.\.\], .* known here is SiLU",
+            r"activation is \[\[\[\.\.\.\], .* known here is silu",
         ),
     ],
 )
