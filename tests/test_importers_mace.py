@@ -11,7 +11,7 @@ from ase.calculators.calculator import InputError
 
 from ase_equivariant import EquivariantCalculator, load_potential, save_potential
 from ase_equivariant.importers.mace import import_mace
-from ase_equivariant.importers.records import ForeignFileError, read_records
+from ase_equivariant.importers.records import ForeignFileError, read_content
 from ase_equivariant.importers.unpickling import record
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
@@ -102,7 +102,7 @@ def test_imported_model_becomes_a_safe_file(tmp_path):
     ],
 )
 def test_a_part_that_is_not_known_is_named(path, name, monkeypatch):
-    root = read_records((FILES / "density_agnesi_zbl.model").read_bytes())
+    root = read_content((FILES / "density_agnesi_zbl.model").read_bytes()).root
     import_mace(root)
     part = root.get(path) if path else root
     monkeypatch.setattr(type(part), "name", name.split(",")[0])
@@ -121,13 +121,16 @@ def test_a_part_that_is_not_known_is_named(path, name, monkeypatch):
     ],
 )
 def test_inner_parts_are_known_too(file, path, monkeypatch):
-    root = read_records((FILES / f"{file}.model").read_bytes())
+    root = read_content((FILES / f"{file}.model").read_bytes()).root
     import_mace(root)
     monkeypatch.setattr(type(root.get(path)), "name", "mace.modules.Another")
     with pytest.raises(ForeignFileError, match="Another"):
         import_mace(root)
 
 
+NESTED = []  # a million entries, were it written out
+for _ in range(20):
+    NESTED = [NESTED, NESTED]
 BLOCKS = json.loads((Path(__file__).parent / "mace_blocks.json").read_text())  # written by make_mace_blocks.py
 NO_SLOPE = ["chebyshev"]  # mace-torch takes the derivative of these polynomials to be zero: its forces are not used
 
@@ -155,6 +158,37 @@ def test_frequencies_that_are_not_numbers_stay_so():
     root.get("radial_embedding.bessel_fn.bessel_weights").fill_(torch.nan)
     potential = import_mace(root)
     assert potential.architecture.radial.frequencies.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "message"),
+    [
+        ("", "heads", [NESTED], r"its heads are \[\[\[\.\.\.\], .* which must be names that differ"),
+        ("", "heads", ["pbe", "pbe"], r"its heads are \['pbe', 'pbe'\]"),
+        ("", "atomic_numbers", torch.tensor([1, 1]), r"its atomic_numbers are \[1, 1\], which must differ"),
+        ("", "atomic_numbers", torch.tensor([1, 119]), r"its atomic_numbers are \[1, 119\]"),
+        (
+            "joint_embedding",
+            "specs",
+            {"spin": {"type": NESTED, "per": "graph"}},
+            r"on spin, a \[\[\[\.\.\.\], .* per graph",
+        ),
+        ("products.0.linear", "irreps_out", NESTED, r"it has \[\[\[\.\.\.\], .* where irreps belong"),
+        (
+            "interactions.0.conv_tp_weights.layer0.act",
+            "f",
+            NESTED,
+            r"activation is \[\[\[\.\.\.\], .* known here is silu",
+        ),
+    ],
+)
+def test_what_a_file_says_instead_is_shown_and_cut(place, key, value, message):
+    root = as_record(BLOCKS["models"]["charge and spin"]["tree"])
+    assert import_mace(root).heads
+    part = root.get(place) if place else root
+    next(table for table in [*part.state.values(), part.state] if isinstance(table, dict) and key in table)[key] = value
+    with pytest.raises(ForeignFileError, match=message):
+        import_mace(root)
 
 
 def test_features_of_both_parities_are_refused_by_their_irreps():

@@ -132,6 +132,7 @@ def test_atom_types_keep_their_elements_in_any_order():
         ({"type_names": ["O", "H1"]}, "'H1' is not a chemical symbol"),
         ({"_target_": "nequip.model.ModelFromCheckpoint"}, "ModelFromCheckpoint"),
         ({"_target_": "nequip.model.modify", "modifiers": [{"modifier": "modify_PerTypeScaleShift"}]}, "modify_Per"),
+        ({"type_names": ["H", "H"]}, "its atom types ['H', 'H'] have an element twice"),
         ({"_target_": "allegro.model.AllegroModel"}, "allegro.model.AllegroModel"),
         ({"num_features": 3}, "layout"),
         ({"num_layers": 10**9}, "its num_layers is 1000000000, which must be a whole number up to 20"),
@@ -144,6 +145,44 @@ def test_what_cannot_be_rebuilt_is_refused_by_name(arguments, reason):
     with pytest.raises(ForeignFileError) as error:
         import_model(saved(checkpoint_of("odd_scalars", **arguments)))
     assert reason in str(error.value)
+
+
+NESTED = []  # a million entries, were it written out
+for _ in range(20):
+    NESTED = [NESTED, NESTED]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"convnet_resnet": NESTED},
+        {"_target_": NESTED},
+        {"_target_": "nequip.model.modify", "modifiers": [{"modifier": NESTED}]},
+        {"_target_": "nequip.model.PresetNequIPGNNModel", "preset": NESTED},
+        {"pair_potential": {"_target_": NESTED}},
+        {"type_names": [NESTED, "H"]},
+        {"num_features": [NESTED, 4]},
+        {"feature_irreps_hidden": [NESTED], "irreps_edge_sh": 1},
+        {"feature_irreps_hidden": ["4x0e"], "irreps_edge_sh": [[4, NESTED]]},
+    ],
+    ids=range(9),
+)
+def test_what_arguments_say_is_cut_while_it_is_written(arguments):
+    with pytest.raises(ForeignFileError, match=r"\[\.\.\.\]|\(\.\.\.\)"):
+        import_model(saved(checkpoint_of("odd_scalars", **arguments)))
+
+
+def test_numbers_of_neighbours_are_not_unfolded():
+    with pytest.raises(ForeignFileError, match=r"float\(\) argument must be .* not 'list'"):
+        import_model(saved(checkpoint_of("odd_scalars", avg_num_neighbors=[NESTED])))
+
+
+def test_releases_of_a_checkpoint_are_cut():
+    checkpoint = checkpoint_of("odd_scalars")
+    checkpoint["hyper_parameters"]["info_dict"] = {"versions": {"torch": NESTED, "e3nn": "0.5.6"}}
+    provenance = import_model(saved(checkpoint)).metadata["provenance"]
+    assert provenance["torch_version"] == "[[[...], [...]], [[...], [...]]]"
+    assert provenance["e3nn_version"] == "0.5.6"
 
 
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"hyper_parameters": {"model": []}}, [], 3])

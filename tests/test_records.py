@@ -5,6 +5,7 @@ import pickle
 import tracemalloc
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from ase.calculators.calculator import InputError
 
 from ase_equivariant import importers, load_potential
 from ase_equivariant.importers import _rebuild, recognises
-from ase_equivariant.importers.records import LEGACY, Content, ForeignFileError, read_content, read_records
+from ase_equivariant.importers.records import LEGACY, Content, ForeignFileError, read_content
 from ase_equivariant.importers.unpickling import record, tensors_out
+from ase_equivariant.text import said, shown
 
 FILES = Path(__file__).parents[2] / "shared" / "checkpoints" / "mace"
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model files in {FILES}")
@@ -23,7 +25,7 @@ needs_files = pytest.mark.skipif(not FILES.is_dir(), reason=f"needs the model fi
 @needs_files
 @pytest.mark.parametrize(("key", "value"), [("heads", []), ("r_max", {}), ("r_max", 0.0), ("interactions", None)])
 def test_a_model_without_its_usual_layout_is_refused(key, value, monkeypatch):
-    root = read_records((FILES / "trained.model").read_bytes())
+    root = read_content((FILES / "trained.model").read_bytes()).root
     monkeypatch.setattr(importers, "read_content", lambda data: Content(root))
     assert importers.import_model(b"").heads
     table = next(table for table in (root.state["_modules"], root.state["_buffers"], root.state) if key in table)
@@ -45,6 +47,11 @@ def program(module: str, name: str, *arguments) -> bytes:
     """A pickle that calls module.name(*arguments)."""
     call = f"c{module}\n{name}\n".encode()
     return b"\x80\x02" + call + pickle.dumps(arguments, 2)[2:-1] + b"R."
+
+
+NESTED = []  # a million entries, were it written out
+for _ in range(20):
+    NESTED = [NESTED, NESTED]
 
 
 class Touch:
@@ -78,6 +85,9 @@ class Touch:
         (program("torch._utils", "_rebuild_tensor", 0), "it names torch._utils._rebuild_tensor"),
         (program("torch.storage", "_load_from_bytes", b""), "it names torch.storage._load_from_bytes"),
         (program("os\x1b[2J", "system"), "it names os\\x1b[2J.system"),
+        (program("__builtin__", "getattr", {}, NESTED), "it asks for the attribute [[[...], [...]]"),
+        (program("_codecs", "encode", "text", NESTED), "it encodes text as [[[...], [...]]"),
+        (program("mace." + 999 * "a", "A"), "a class with more than 1000 characters"),
         (b"\x80\x02\x82\x01.", "names an extension"),
         (b"\x80\x02X\x01\x00\x00\x00aQ.", "not a tensor's storage"),
         (b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00asb.", "it is damaged"),
@@ -108,7 +118,7 @@ def test_control_the_same_pickle_runs_code_when_it_is_simply_loaded(tmp_path, mo
 
 def test_classes_of_the_file_become_inert_records():
     build = b"cmace.modules.models\nMACE\n)\x81}q\x00(X\x01\x00\x00\x00aK\x01ub."
-    record = read_records(archive(b"\x80\x02" + build))
+    record = read_content(archive(b"\x80\x02" + build)).root
     assert record.name == "mace.modules.models.MACE"
     assert record.get("a") == 1
     with pytest.raises(ForeignFileError, match="sets an attribute"):
@@ -118,7 +128,7 @@ def test_classes_of_the_file_become_inert_records():
 def test_compressions_that_torch_does_not_use_are_refused():
     """Some of them take gigabytes before the first byte comes."""
     with pytest.raises(ForeignFileError, match="compressed in a way that torch does not use"):
-        read_records(archive(program("collections", "OrderedDict"), zipfile.ZIP_LZMA))
+        read_content(archive(program("collections", "OrderedDict"), zipfile.ZIP_LZMA))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -134,7 +144,7 @@ def test_a_frozen_module_is_refused_with_the_reason():
 
 def test_zip_bombs_are_refused():
     with pytest.raises(ForeignFileError, match="unpacks to far more than its size"):
-        read_records(archive(program("collections", "OrderedDict"), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}))
+        read_content(archive(program("collections", "OrderedDict"), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}))
 
 
 @needs_files
@@ -161,6 +171,8 @@ def tensor(storage: str, count: int, size: tuple, stride: tuple, offset: int = 0
         (tensor("FloatStorage", 2, (2,), (1,)), "storage 0 has 16 bytes instead of 8"),
         (tensor("DoubleStorage", 2, (10**6, 10**6), (0, 0)), "larger than its storage"),
         (tensor("DoubleStorage", 2, (2,), (1,), 1), "it is damaged"),
+        (tensor("DoubleStorage", 2, (), ([0],), [1]), "a tensor's size is not of whole numbers"),
+        (tensor("DoubleStorage", [2], (2,), (1,)), "not a tensor's storage"),
         (tensor("DoubleStorage", 2, (2,), (1,), -1), "larger than its storage"),
         (tensor("DoubleStorage", 2, (-1, -2), (1, 1)), "larger than its storage"),
     ],
@@ -172,6 +184,65 @@ def test_tensors_of_the_wrong_size_are_refused(content, message):
         0,
         0,
     ]
+
+
+def test_entries_that_are_not_added_up_are_not_read():
+    """What torch notes for debugging packs so well that files have more of it than twice their size."""
+    content = tensor("DoubleStorage", 2, (2,), (1,))
+    other = content.replace(b"X\x01\x00\x00\x000", b"X\x0b\x00\x00\x000.debug_pkl")
+    assert other != content
+    entries = {"data/0": bytes(16), "data/0.debug_pkl": bytes(16), "code/a.py.debug_pkl": bytes(10**6)}
+    assert read_content(archive(content, zipfile.ZIP_DEFLATED, **entries)).root.tolist() == [0, 0]
+    with pytest.raises(ForeignFileError, match=r"it lacks 'data/0\.debug_pkl'"):
+        read_content(archive(other, zipfile.ZIP_DEFLATED, **entries))
+
+
+@pytest.mark.parametrize(
+    ("usual", "other"),
+    [
+        (b"\x80\x02(K\x01t.", b"\x80\x04(K\x01\x91."),  # a tuple, a frozen set
+        (b"\x80\x02ccollections\nOrderedDict\n)R.", b"(icollections\nOrderedDict\n."),
+        (b"\x80\x02ccollections\nOrderedDict\n)R.", b"\x80\x02(ccollections\nOrderedDict\no."),
+        (b"\x80\x02cmace.a\nA\n)\x81.", b"\x80\x04cmace.a\nA\n)}\x92."),
+    ],
+    ids=["frozenset", "INST", "OBJ", "NEWOBJ_EX"],
+)
+def test_instructions_that_torch_does_not_write_are_refused(usual, other):
+    read_content(archive(usual))
+    with pytest.raises(ForeignFileError, match="a frozen set or an instruction that torch does not write"):
+        read_content(archive(other))
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [
+        (b"c_codecs\nencode\n", b"q\x00X\x06\x00\x00\x00latin1\x86R0"),
+        (b"cmace.a\nA\n", b"q\x00\x85R0"),
+        (b"cmace.a\nA\n", b"q\x00\x85\x810"),
+        (b"cmace.a\nA\n)\x81", b"q\x00b0"),
+    ],
+    ids=["encode", "REDUCE", "NEWOBJ", "BUILD"],
+)
+def test_one_long_text_given_to_many_calls_is_refused(call, given):
+    """A program of a megabyte could make terabytes of copies."""
+
+    def calls(count: int) -> bytes:
+        text = b"X" + (10**5).to_bytes(4, "little") + bytes(10**5)
+        return archive(b"\x80\x02" + call + text + given + count * (call + given.replace(b"q", b"h")) + b"N.")
+
+    assert read_content(calls(10)).root is None
+    with pytest.raises(ForeignFileError, match="its calls are given more than 8388608 entries and characters"):
+        read_content(calls(100))
+
+
+def test_values_in_messages_are_cut_while_they_are_made():
+    tables = OrderedDict()
+    for _ in range(20):
+        tables = OrderedDict(a=tables, b=tables)
+    assert shown(tables) == "{'a': {'a': {...}, 'b': {...}}, 'b': {'a': {...}, 'b': {...}}}"
+    assert shown(NESTED) == "[[[...], [...]], [[...], [...]]]"
+    assert shown("a" * 10**6) == f"'{'a' * 47}...{'a' * 48}'"
+    assert (said("a"), said(["a"]), said("a" * 10**6)) == ("a", "['a']", "a" * 100)
 
 
 def test_a_thousand_tensors_of_one_storage_share_its_memory():
@@ -210,7 +281,7 @@ def test_modules_from_before_zip_archives_become_records():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(module, buffer, _use_new_zipfile_serialization=False)
-    root = read_records(buffer.getvalue())
+    root = read_content(buffer.getvalue()).root
     assert root.name == "torch.nn.modules.container.Sequential"
     assert (root.get("0.weight") == module[0].weight).all()
 
@@ -255,12 +326,12 @@ def test_modules_within_themselves_or_multiplied_are_refused(levels):
 def test_inert_parts_of_genuine_files_stay_closed():
     """`reduce_graph_module` holds source text, `__codegen__` compiled code: both are kept as they are."""
     source = {"_code": "import os; os.system('touch executed')"}
-    record = read_records(archive(program("torch.fx.graph_module", "reduce_graph_module", source, "import os")))
+    record = read_content(archive(program("torch.fx.graph_module", "reduce_graph_module", source, "import os"))).root
     assert record.name == "torch.fx.graph_module.reduce_graph_module"
     assert record.args == (source, "import os")
-    tanh = read_records(
+    tanh = read_content(
         archive(b"\x80\x02c__builtin__\ngetattr\n(ctorch._C\n_VariableFunctionsClass\nX\x04\x00\x00\x00tanhtR.")
-    )
+    ).root
     assert tanh.name == "torch.tanh"
 
 

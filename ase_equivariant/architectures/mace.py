@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
 from ase_equivariant.architectures.validation import (
+    MAX_CHANNELS,
     check_attributes,
     check_bessel,
     check_choice,
@@ -109,7 +110,7 @@ class MACEConfig:
             check_choice(self, name, choices)
         for name in FLAGS:
             check_flag(self, name)
-        rule = "'Kx0e+Kx1o+Kx2e+…' with one K, scalars first, parity (-1)^l and l up to l_max"
+        rule = f"'Kx0e+Kx1o+Kx2e+…' with one K ≤ {MAX_CHANNELS}, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
         check_bessel(self)
         for name, usual in (("bessel_decay", 0), ("bessel_norm", "paper")):
@@ -131,9 +132,10 @@ class MACEConfig:
     def _check_edges(self) -> None:
         kinds = {"edge_irreps_first": ["0e"], "edge_irreps": [str(ir) for _, ir in parsed(self.hidden_irreps)]}
         for name, allowed in kinds.items():
-            sent = [str(ir) for _, ir in parsed(getattr(self, name))]
-            rule = f"empty, or a list of irreps from {' '.join(allowed)}, 0e first"
-            proper = sent[:1] == ["0e"] and set(sent) <= set(allowed)
+            edge = parsed(getattr(self, name))
+            sent = [str(ir) for _, ir in edge]
+            rule = f"empty, or a list of irreps from {' '.join(allowed)}, 0e first, at most {MAX_CHANNELS} of each"
+            proper = sent[:1] == ["0e"] and set(sent) <= set(allowed) and all(mul <= MAX_CHANNELS for mul, _ in edge)
             require(getattr(self, name) == "" or proper, self, name, rule)
 
     def _check_transform(self) -> None:
@@ -172,7 +174,8 @@ def _suits_messages(text: object, config: MACEConfig) -> bool:
     hidden = parsed(text)
     allowed = [ir for _, ir in harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)]
     kinds = [ir for _, ir in hidden]
-    return kinds[:1] == allowed[:1] and len({mul for mul, _ in hidden}) == 1 and all(ir in allowed for ir in kinds)
+    equal = len({mul for mul, _ in hidden}) == 1 and hidden[0].mul <= MAX_CHANNELS
+    return kinds[:1] == allowed[:1] and equal and all(ir in allowed for ir in kinds)
 
 
 class MACE(torch.nn.Module):

@@ -12,6 +12,7 @@ from ase_equivariant.importers.nequix import import_nequix
 from ase_equivariant.importers.records import LEGACY, Content, read_content
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.potential import Potential
+from ase_equivariant.text import shown
 
 ZIP = b"PK\x03\x04"  # how the files of torch.save, torch.package and torch.jit.save begin
 MAX_MODULES = 100_000  # a hundred times what a large model has
@@ -29,7 +30,8 @@ def import_model(data: bytes) -> Potential:
     except ForeignFileError:
         raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        about = shown(error.args[0]) if isinstance(error, KeyError) else str(error)[:200]
+        reason = f"{type(error).__name__}: {about}"
         raise ForeignFileError(f"its layout is not that of a model that this version knows ({reason})") from error
 
 

@@ -10,9 +10,8 @@ import re
 from typing import Any
 
 import torch
-from e3nn import o3
 
-from ase_equivariant.importers.records import Content
+from ase_equivariant.importers.records import Content, irreps_of
 from ase_equivariant.importers.unpickling import ForeignFileError, Record, record, tensors_out
 
 
@@ -42,6 +41,6 @@ def as_modules(module: Record, content: Content) -> Record:
 
 def _irreps_as_text(value: Any) -> Any:
     try:
-        return str(o3.Irreps(value)) if isinstance(value, tuple) and value and isinstance(value[0], tuple) else value
+        return str(irreps_of(value)) if isinstance(value, tuple) and value and isinstance(value[0], tuple) else value
     except (ValueError, TypeError, AssertionError):
         return value

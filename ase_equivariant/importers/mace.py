@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ase_equivariant.architectures.mace import MACE, MACEConfig
+from ase_equivariant.architectures.mace import MACEConfig
 from ase_equivariant.architectures.mace_layers import ATTENTION_WIDTHS
+from ase_equivariant.importers.building import build_for
 from ase_equivariant.importers.mace_weights import (
     ACTIVATIONS,
     fill,
@@ -23,6 +24,7 @@ from ase_equivariant.importers.mace_weights import (
 from ase_equivariant.importers.records import ForeignFileError, Record, irreps_of
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
+from ase_equivariant.text import said, shown
 
 MODELS = ("mace.modules.models.MACE", "mace.modules.models.ScaleShiftMACE")
 WITHOUT_ENERGY = ("AtomicDipolesMACE", "AtomicDielectricMACE")
@@ -76,10 +78,14 @@ BOHR = 0.529  # Å, as mace-torch has it
 
 
 def import_mace(root: Record) -> Potential:
-    """The potential in a module tree that `read_records` gave; `ForeignFileError` names parts we lack."""
+    """The potential in the module tree that a file holds; `ForeignFileError` names parts we lack."""
     _check_parts(root)
-    heads = [str(head) for head in root.get("heads", ["default"])]
+    heads = list(root.get("heads", ["default"]))
+    if not all(isinstance(head, str) for head in heads) or len(set(heads)) < len(heads):
+        raise ForeignFileError(f"its heads are {shown(heads)}, which must be names that differ")
     numbers = root.get("atomic_numbers").tolist()
+    if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(1, 119)):
+        raise ForeignFileError(f"its atomic_numbers are {shown(numbers)}, which must differ and be in 1..118")
     config = MACEConfig(
         num_species=len(numbers),
         num_heads=len(heads),
@@ -96,7 +102,7 @@ def import_mace(root: Record) -> Potential:
         name: root.get(f"scale_shift.{name}", torch.tensor(float(name == "scale"))).double().reshape(-1, 1)
         for name in ("scale", "shift")
     }
-    architecture = MACE(config)
+    architecture = build_for("mace", config, root)
     with torch.no_grad():
         fill(architecture, root)
         if config.embedding_readout:  # its energies stand outside the scale
@@ -259,7 +265,7 @@ def _attributes(root: Record) -> tuple[tuple[str, int, int, int], ...]:
         kind = spec["type"], spec["per"]
         if name not in ATTRIBUTES or kind != ("categorical", "graph"):
             raise ForeignFileError(
-                f"it depends on {name}, a {kind[0]} number per {kind[1]}; this version knows "
+                f"it depends on {said(name)}, a {said(kind[0])} number per {said(kind[1])}; this version knows "
                 f"{' and '.join(ATTRIBUTES)}, categorical and per graph"
             )
     rows = [(*ATTRIBUTES[name], int(spec["num_classes"]), int(spec.get("offset", 0))) for name, spec in specs.items()]

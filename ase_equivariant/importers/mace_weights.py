@@ -26,6 +26,7 @@ from ase_equivariant.nn.gate import SIGMOID_GAIN
 from ase_equivariant.nn.linear import Linear, SpeciesLinear
 from ase_equivariant.nn.radial import SILU_GAIN, PairMLP
 from ase_equivariant.nn.readout import GAINS, BiasReadout, LinearReadout
+from ase_equivariant.text import said
 
 SILU = ("torch.nn.functional.silu", "torch.nn.modules.activation.SiLU")
 ACTIVATIONS = {
@@ -186,7 +187,7 @@ def _constant(activation: Record, known: tuple[str, ...]) -> float:
 def _check_activation(function: object, known: tuple[str, ...]) -> None:
     if getattr(function, "name", None) not in known:
         name = getattr(function, "name", function)
-        raise ForeignFileError(f"its activation is {name}; known here is {known[0].rsplit('.', 1)[-1]}")
+        raise ForeignFileError(f"its activation is {said(name)}; known here is {known[0].rsplit('.', 1)[-1]}")
 
 
 def _path_signs(sources: o3.Irreps, config: MACEConfig) -> Tensor:

@@ -17,12 +17,14 @@ from e3nn import o3
 from torch import Tensor
 
 from ase_equivariant.architectures.nequip import NequIP, NequIPConfig
+from ase_equivariant.importers.building import build_for
 from ase_equivariant.importers.nequip_layers import EVEN, Layer, channel_groups, dense_network, read_layer
 from ase_equivariant.importers.records import Content, irreps_of
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
+from ase_equivariant.text import shown
 
 PARTS = {
     "type_embed": "NodeTypeEmbed",
@@ -49,6 +51,8 @@ def import_nequip(content: Content) -> Potential:
     _check_parts(parts)
     names = graph_model.get("type_names") or parts["per_type_energy_scale_shift"].get("type_names")
     numbers = [_atomic_number(name) for name in names]
+    if len(set(numbers)) < len(numbers):  # before tables are made that have a row for each
+        raise ForeignFileError(f"its atom types {shown(names)} have an element twice")
     order = torch.tensor(numbers).argsort()
     embedding = parts["type_embed"].get("embed_module.weight").double()[order]
     seen = parts["type_embed"].get("one_hot")  # by self-connections, in releases before 0.7
@@ -60,7 +64,7 @@ def import_nequip(content: Content) -> Potential:
             before = layers[-1] if layers else embedding.shape[1]
             layers.append(read_layer(part, before, harmonics, seen, content))
     releases = {name: said for name, said in content.notes.items() if name.endswith("_version") and said}
-    architecture = NequIP(_config(parts, layers, embedding, harmonics, numbers))
+    architecture = build_for("nequip", _config(parts, layers, embedding, harmonics, numbers), content.root)
     with torch.no_grad():
         _fill(architecture, parts, layers, embedding)
     return Potential(
@@ -76,7 +80,7 @@ def import_nequip(content: Content) -> Potential:
 def _atomic_number(name: str) -> int:
     if name not in SYMBOLS:
         raise ForeignFileError(
-            f"its atom type {name!r} is not a chemical symbol, so it is unclear which atoms it means"
+            f"its atom type {shown(name)} is not a chemical symbol, so it is unclear which atoms it means"
         )
     return SYMBOLS.index(name) + 1
 
@@ -103,7 +107,7 @@ def _check_parts(parts: dict[str, Record]) -> None:
         flags = {
             "per_edge_type_cutoff": edges.get("_rmax_recip").numel() > 1,
             "categorical_graph_field_embed": parts["type_embed"].get("do_categorical_graph_field_embed", False),
-            f"polynomial_cutoff_p = {basis.get('cutoff.p')}": not float(basis.get("cutoff.p")).is_integer(),
+            f"polynomial_cutoff_p = {shown(basis.get('cutoff.p'))}": not float(basis.get("cutoff.p")).is_integer(),
             "harmonics of another normalisation": sphere.get("sh.normalization", "component") != "component"
             or not sphere.get("sh.normalize", True),
             "an energy that is not a sum": total.get("reduce", "sum") != "sum" or total.get("constant", 1.0) != 1.0,

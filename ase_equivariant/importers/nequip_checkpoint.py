@@ -7,14 +7,15 @@ model's parameters.
 from __future__ import annotations
 
 import math
-import reprlib
 from typing import Any
 
 import torch
 from e3nn import o3
 from torch import Tensor
 
+from ase_equivariant.importers.records import irreps_of
 from ase_equivariant.importers.unpickling import ForeignFileError, Record, record, tensors_out
+from ase_equivariant.text import said, shown
 
 BUILDERS = ("nequip.model.NequIPGNNModel", "nequip.model.FullNequIPGNNModel", "nequip.model.PresetNequIPGNNModel")
 ZBL = "nequip.nn.pair_potential.ZBL"
@@ -85,8 +86,8 @@ def checkpoint_records(checkpoint: dict[str, Any]) -> Record:
 def checkpoint_releases(checkpoint: dict[str, Any]) -> dict[str, str]:
     """Releases of the packages that wrote a checkpoint, as far as it names them."""
     hyper = checkpoint.get("hyper_parameters")
-    said = hyper.get("info_dict", {}).get("versions", {}) if isinstance(hyper, dict) else {}
-    return {f"{package}_version": str(release)[:50] for package, release in said.items()}
+    versions = hyper.get("info_dict", {}).get("versions", {}) if isinstance(hyper, dict) else {}
+    return {f"{said(package)}_version": said(release) for package, release in versions.items()}
 
 
 def module_tree(values: dict[str, Any], type_names: list[str]) -> Record:
@@ -99,25 +100,26 @@ def _arguments(model: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the builder call, presets filled in; modifiers that only choose other kernels are looked through."""
     target = model.get("_target_")
     if target == "nequip.model.modify":
-        modifiers = [str(each.get("modifier")) for each in model.get("modifiers", [])]
+        modifiers = [said(each.get("modifier")) for each in model.get("modifiers", [])]
         changing = [each for each in modifiers if not each.startswith("enable_")]
         if changing:
             raise ForeignFileError(f"its model was changed by {', '.join(changing)}; import the packaged model instead")
         return _arguments(model["model"])
     if target not in BUILDERS:
         raise ForeignFileError(
-            f"its model was built by {target}, whose arguments are not in the file; import the packaged model instead"
+            f"its model was built by {said(target)}, whose arguments are not in the file; import the packaged model "
+            "instead"
         )
     arguments = dict(model)
     if target.endswith("PresetNequIPGNNModel"):
-        layers, l_max, features = PRESETS[str(model["preset"]).upper()]
+        layers, l_max, features = PRESETS[said(model["preset"]).upper()]
         preset = {"num_layers": layers, "l_max": l_max, "num_features": features, "parity": False}
         arguments = {**preset, **arguments}
     unknown = [
-        f"{name} = {arguments[name]!r}"[:200] for name in KNOWN if arguments.get(name, KNOWN[name]) != KNOWN[name]
+        f"{name} = {shown(arguments[name])}" for name in KNOWN if arguments.get(name, KNOWN[name]) != KNOWN[name]
     ]
     pair = arguments.get("pair_potential") or {"_target_": ZBL}
-    unknown += [] if pair.get("_target_") == ZBL else [str(pair.get("_target_"))]
+    unknown += [] if pair.get("_target_") == ZBL else [said(pair.get("_target_"))]
     if unknown:
         raise ForeignFileError(f"it has parts that this version cannot rebuild: {', '.join(unknown)}")
     return arguments
@@ -133,7 +135,7 @@ def _irreps(arguments: dict[str, Any]) -> tuple[str, list[str]]:
     l_max, features = _whole(arguments, "l_max", 1), arguments.get("num_features", 32)
     features = [features] * (l_max + 1) if isinstance(features, int) else features
     parities = {ell: (1, -1) if arguments.get("parity", True) else ((-1) ** ell,) for ell in range(l_max + 1)}
-    hidden = o3.Irreps([(features[ell], (ell, p)) for ell in range(l_max + 1) for p in parities[ell]])
+    hidden = irreps_of([(features[ell], (ell, p)) for ell in range(l_max + 1) for p in parities[ell]])
     n_layers = _whole(arguments, "num_layers", 4)
     return str(o3.Irreps.spherical_harmonics(l_max)), [str(hidden)] * (n_layers - 1) + [f"{features[0]}x0e"]
 
@@ -142,7 +144,7 @@ def _whole(arguments: dict[str, Any], name: str, default: int) -> int:
     """A degree or a number of layers, before anything is made that large."""
     value = arguments.get(name, default)
     if type(value) is not int or not 0 <= value <= MAX_WHOLE:
-        raise ForeignFileError(f"its {name} is {reprlib.repr(value)}, which must be a whole number up to {MAX_WHOLE}")
+        raise ForeignFileError(f"its {name} is {shown(value)}, which must be a whole number up to {MAX_WHOLE}")
     return value
 
 
@@ -150,7 +152,8 @@ def _norms(arguments: dict[str, Any]) -> Tensor:
     neighbors = arguments["avg_num_neighbors"]
     if isinstance(neighbors, dict):
         neighbors = [neighbors[name] for name in arguments["type_names"]]
-    return torch.as_tensor(neighbors, dtype=torch.float64).reshape(-1) ** -0.5
+    numbers = neighbors if isinstance(neighbors, list) else [neighbors]
+    return torch.tensor([float(number) for number in numbers], dtype=torch.float64) ** -0.5
 
 
 def _averages(state: dict[str, Any], tensors: dict[str, Tensor], arguments: dict[str, Any]) -> dict[str, Tensor]:

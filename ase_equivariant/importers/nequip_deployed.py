@@ -8,7 +8,6 @@ embedding.
 from __future__ import annotations
 
 import math
-import reprlib
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from ase_equivariant.importers.nequip import SYMBOLS
 from ase_equivariant.importers.nequip_checkpoint import module_tree
 from ase_equivariant.importers.records import Content
 from ase_equivariant.importers.unpickling import ForeignFileError, Record, record
+from ase_equivariant.text import shown
 
 PARTS = {
     "one_hot": "OneHotAtomEncoding",
@@ -49,7 +49,7 @@ def as_packaged(content: Content) -> Content:
     cutoff, n_types = float(parts["radial_basis"].get("basis.r_max")), int(parts["one_hot"].get("num_types"))
     names = content.notes.get("type_names", "").split()
     if n_types != len(set(names)) or n_types != len(names) or n_types > len(SYMBOLS):
-        raise ForeignFileError(f"it has {n_types} types of atoms, with the names {reprlib.repr(names)}")
+        raise ForeignFileError(f"it has {n_types} types of atoms, with the names {shown(names)}")
     values: dict[str, Any] = {
         "type_embed.embed_module.weight": _embedding(parts),
         "type_embed.one_hot": torch.eye(n_types, dtype=torch.float64),

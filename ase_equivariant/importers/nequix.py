@@ -30,6 +30,7 @@ from ase_equivariant.nn.coupling import clebsch_gordan
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
 from ase_equivariant.nn.radial import SILU_GAIN
 from ase_equivariant.potential import Potential
+from ase_equivariant.text import shown
 
 START = b'{"'  # a safetensors file begins with the length of its header, a multiple of 8, and so never like this
 GAIN = (
@@ -98,7 +99,7 @@ def _settings(line: bytes) -> dict[str, Any]:
         if kind is float and type(value) is int:
             settings[name] = value = float(value)
         if type(value) is not kind or (kind is float and not math.isfinite(value)):
-            raise ForeignFileError(f"its setting {name} is {str(value)[:50]}, which must be a finite {kind.__name__}")
+            raise ForeignFileError(f"its setting {name} is {shown(value)}, which must be a finite {kind.__name__}")
     numbers = settings["atomic_numbers"]
     if not numbers or not all(type(z) is int and 0 < z < 119 for z in numbers) or numbers != sorted(set(numbers)):
         raise ForeignFileError("its atomic_numbers must be sorted, unique and in 1..118")

@@ -17,12 +17,13 @@ import torch
 from e3nn import o3
 
 from ase_equivariant.importers.unpickling import ForeignFileError, Record, check_program, tensors_out, unpickle
+from ase_equivariant.text import shown
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number with which torch.save began before zip files
 PACKAGED = "model/eager_model.pkl"  # what nequip-package names its model,
 METADATA = "model/package_metadata.txt"  # and what it says about it
 NOTES = [f"extra/{name}" for name in ("type_names", "nequip_version", "e3nn_version", "torch_version")]
-UNREAD = ".debug_pkl"  # what torch notes for debugging, which packs well
+UNREAD = ".debug_pkl"  # what torch notes for debugging: it packs too well to be added up, so nothing may read it
 MAX_BYTES = 4 * 2**30
 
 
@@ -39,14 +40,6 @@ class Content:
     notes: dict[str, str] = field(default_factory=dict)  # what else the file says of itself, such as releases
 
 
-def read_records(data: bytes) -> Record:
-    """The module tree in the content of a file that torch wrote; `ForeignFileError` for anything else."""
-    root = read_content(data).root
-    if not isinstance(root, Record):
-        raise ForeignFileError(f"it holds a {type(root).__name__} instead of a model")
-    return root
-
-
 def read_content(data: bytes) -> Content:
     """The object in the content of a file of torch.save, torch.package or torch.jit.save, of records and tensors."""
     try:
@@ -56,14 +49,15 @@ def read_content(data: bytes) -> Content:
     except ForeignFileError:
         raise
     except KeyError as error:
-        raise ForeignFileError(f"it lacks {error}") from error
+        raise ForeignFileError(f"it lacks {shown(error.args[0])}") from error
     except Exception as error:  # a damaged pickle raises whatever its opcodes run into
         raise ForeignFileError(f"it is damaged ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def _read_zip(data: bytes) -> Content:
     archive = zipfile.ZipFile(io.BytesIO(data))
-    entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
+    named = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
+    entries = {name: entry for name, entry in named.items() if not name.endswith(UNREAD)}
     if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries.values()):
         raise ForeignFileError("it is compressed in a way that torch does not use")
     if any(name == "archive_format" or "aotinductor" in name or name.endswith(".so") for name in entries):
@@ -71,8 +65,7 @@ def _read_zip(data: bytes) -> Content:
             "it was compiled to machine code (AOTInductor), which holds no weights that could be read, only a program "
             "that would have to be run; import the .nequip.zip or .ckpt it was made from"
         )
-    sizes = [entry.file_size for name, entry in entries.items() if not name.endswith(UNREAD)]
-    if sum(sizes) > min(MAX_BYTES, 2 * len(data)):
+    if sum(entry.file_size for entry in entries.values()) > min(MAX_BYTES, 2 * len(data)):
         raise ForeignFileError("it unpacks to far more than its size")
 
     def read(name: str) -> bytes:  # never more than the size that was added up above, whatever the stream holds
@@ -104,11 +97,17 @@ def _releases(text: str) -> dict[str, str]:
     return {f"{package}_version": release for package, release in found}
 
 
-def irreps_of(value: Record | str | tuple) -> o3.Irreps:
-    """Irreps as text, as plain tuples of a compiled file, or as e3nn's pickled objects."""
+def irreps_of(value: Record | str | tuple | list | None) -> o3.Irreps:
+    """Irreps as text, as plain tuples of a compiled file, or as e3nn's pickled objects; none where there are none."""
     if isinstance(value, Record):
         value = [(mul, irrep.args[0]) for mul, irrep in (entry.args[0] for entry in value.args[0])]
+    if isinstance(value, list | tuple) and not all(_is_irrep(*entry) for entry in value):
+        raise ForeignFileError(f"it has {shown(value)} where irreps belong")  # e3nn would unfold it in its message
     return o3.Irreps(value)
+
+
+def _is_irrep(channels: Any, irrep: Any) -> bool:
+    return type(channels) is int and isinstance(irrep, list | tuple) and [type(n) for n in irrep[:3]] == [int, int]
 
 
 def _tensor(raw: bytes, dtype: torch.dtype, count: int, key: str | int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 A pickle is a program that may name any function. Here it can name three kinds of things: containers and tensor
 rebuilders, which are ours; classes of the packages that models are made of, which become inert `Record` types; and
 nothing else. What it makes is bounded, too: instructions, classes, and nested tuples, whose hash a small program could
-make endless.
+make endless. Frozen sets could do the same: they and other instructions that torch does not write are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from ase_equivariant.text import shown
 
 MODEL_PACKAGES = (
     "mace.",
@@ -48,6 +50,8 @@ MAX_PROGRAM = 2**25  # bytes
 MAX_INSTRUCTIONS = 1_000_000  # fifty times what genuine files have
 MAX_NUMBER = 2**64  # longer ones could all have the same hash, and a dict of them take for ever
 MAX_CLASSES = 10_000
+MAX_NAME = 1000  # characters of a class with its module
+MAX_GIVEN = 2**23  # entries and characters given to all calls together, which copy them
 MAX_TUPLE = 10_000  # entries of a tuple with those of the tuples in it
 
 
@@ -147,9 +151,12 @@ class _Reader(pickle._Unpickler):
         self.storage = storage
         self.storages: dict[str | int, _Held] = {}
         self.types: dict[str, type] = {}
+        self.given = 0
         self.tuples: dict[int, tuple[int, tuple]] = {}  # by id: entries with nested ones, and the tuple, kept alive
 
     def find_class(self, module: str, name: str) -> Any:
+        if len(module) + len(name) > MAX_NAME:
+            raise ForeignFileError(f"it names a class with more than {MAX_NAME} characters")
         qualified = f"{module}.{name}"
         if qualified in _BUILDERS:
             return _BUILDERS[qualified]
@@ -173,7 +180,8 @@ class _Reader(pickle._Unpickler):
         if key[0] == "module" and isinstance(key[1], type) and issubclass(key[1], Record):
             return key[1]  # old files add the source text of the class
         kind, dtype, number, _, count, *view = key + (None,) * (5 - len(key))
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(number) not in (str, int):
+        proper = isinstance(dtype, torch.dtype) and type(number) in (str, int) and type(count) is int
+        if kind != "storage" or not proper:
             raise ForeignFileError("it refers to something that is not a tensor's storage")
         if number not in self.storages:
             self.storages[number] = _Held(self.storage(number, dtype, count))
@@ -190,6 +198,28 @@ class _Reader(pickle._Unpickler):
             raise ForeignFileError(f"it nests more than {MAX_TUPLE} entries in a tuple")
         self.tuples[id(made)] = (size, made)
 
+    def count_given(self) -> None:
+        """Bound what calls are given: a small program could give the same long list to each of many."""
+        given = self.stack[-1]
+        self.given += sum(map(_length, (given, *given) if isinstance(given, tuple) else (given,)))
+        if self.given > MAX_GIVEN:
+            raise ForeignFileError(f"its calls are given more than {MAX_GIVEN} entries and characters")
+
+    def refuse(self) -> None:
+        raise ForeignFileError("its pickle has a frozen set or an instruction that torch does not write")
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str | bytes | bytearray | list | tuple | dict | set) else 0
+
+
+def _counted(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def count_and_load(reader: _Reader) -> None:
+        reader.count_given()
+        load(reader)
+
+    return count_and_load
+
 
 def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
     def load_and_measure(reader: _Reader) -> None:
@@ -201,6 +231,8 @@ def _measured(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 _Reader.dispatch = {
     **pickle._Unpickler.dispatch,
+    **{code[0]: _Reader.refuse for code in (pickle.FROZENSET, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST)},
+    **{code[0]: _counted(pickle._Unpickler.dispatch[code[0]]) for code in (pickle.REDUCE, pickle.NEWOBJ, pickle.BUILD)},
     **{
         code[0]: _measured(pickle._Unpickler.dispatch[code[0]])
         for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
@@ -239,6 +271,8 @@ def _rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: A
     """A view of a storage, so that a thousand tensors of one storage take no more memory than one."""
     if not isinstance(storage, _Held):
         raise ForeignFileError("a tensor has no storage")
+    if not all(type(number) is int for number in (offset, *size, *stride)):
+        raise ForeignFileError("a tensor's size is not of whole numbers")
     if math.prod(size) > storage.tensor.numel() or min((offset, *size, *stride)) < 0:
         raise ForeignFileError("a tensor is larger than its storage")
     return _Held(torch.as_strided(storage.tensor, size, stride, offset))
@@ -251,14 +285,14 @@ def _first(value: Any, *_: Any) -> Any:
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
-        raise ForeignFileError(f"it encodes text as {encoding!r}")
+        raise ForeignFileError(f"it encodes text as {shown(encoding)}")
     return text.encode("latin1")
 
 
 def _activation(owner: Any, name: str) -> Record:
     """The one use of getattr in genuine files: an activation among torch's own functions."""
     if getattr(owner, "name", None) != "torch._C._VariableFunctionsClass" or name not in ACTIVATIONS:
-        raise ForeignFileError(f"it asks for the attribute {name!r}")
+        raise ForeignFileError(f"it asks for the attribute {shown(name)}")
     return type("Record", (Record,), {"name": f"torch.{name}"})()
 
 

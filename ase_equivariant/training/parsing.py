@@ -6,7 +6,6 @@ An unknown key, a lacking key or a wrong type is an `InputError` that names the 
 from __future__ import annotations
 
 import math
-import reprlib
 import types
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,13 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ase.calculators.calculator import InputError
 
-_short = reprlib.Repr()  # also of aliases that would unfold to gigabytes
-_short.maxstring, _short.maxother, _short.maxlevel = 100, 100, 2
-
-
-def shown(value: object) -> str:
-    """A value as it stands in an error message: a long one is cut."""
-    return _short.repr(value)
+from ase_equivariant.text import shown
 
 
 def parse(kind: type, value: object, name: str) -> Any:
