@@ -738,7 +738,7 @@ def test_wrong_fields_of_the_architecture_are_named(sets):
 
 def test_a_model_that_does_not_fit_into_memory_is_refused(sets):
     with pytest.raises(InputError, match="model: it cannot be made, take fewer channels"):
-        quietly(write_config(sets, model={"hidden_irreps": f"{10**13}x0e"}))
+        quietly(write_config(sets, model={"radial_mlp": [10**13]}))
 
 
 def test_an_accelerator_that_is_not_there_is_refused(sets, monkeypatch):
