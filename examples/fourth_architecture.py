@@ -100,6 +100,6 @@ if __name__ == "__main__":
     import tiny
 
     tiny.TINY["schnet"] = TINY  # what the `architecture` fixture of the tests goes through
-    names = ("symmetry", "locality", "derivatives", "architectures", "restrict")
+    names = ("symmetry", "locality", "derivatives", "architectures", "restrict", "acceleration")
     files = [str(tests / f"test_{name}.py") for name in names]
     sys.exit(pytest.main([*files, "-k", "schnet", "-p", "no:cacheprovider", *sys.argv[1:]]))

@@ -67,6 +67,16 @@ def test_in_float64_the_twin_gives_the_same_to_rounding(architecture, settings):
     assert all(value.abs().max() > 1e-6 for value in expected.values())
 
 
+def test_the_twin_of_every_architecture_has_its_numbers_and_gradients(architecture):
+    """What a new one inherits: no table and no kernel may stand for something else that it does with its edges."""
+    potential = tiny_potential(architecture, dtype=torch.float32)
+    graph = batch_of(potential)
+    expected = numbers(potential.astype(torch.float64), graph)
+    assert max(errors(numbers(accelerated(potential), graph), expected).values()) < 1e-3
+    exact = potential.astype(torch.float64)
+    assert max(errors(numbers(accelerated(exact), graph), expected).values()) < 1e-12
+
+
 @pytest.mark.parametrize(("architecture", "settings"), [MODELS[0], *MODELS[3:]])
 def test_in_float32_tables_cost_little_more_than_the_precision_itself(architecture, settings):
     potential = tiny_potential(architecture, **settings, dtype=torch.float32)

@@ -39,3 +39,16 @@ def test_the_model_is_as_short_as_promised():
         line for line in source[source.index("class SchNet(") : source.index("ARCHITECTURES[")].splitlines() if line
     ]
     assert len(lines) <= 60
+
+
+def test_one_whose_radial_networks_read_more_than_the_basis_trains_on_right_gradients_or_fails_a_test():
+    source = EXAMPLE.read_text()
+    feats = "edge_feats = self.radial(lengths)"
+    assert feats in source
+    halved = source.replace(feats, f"{feats} * 0.5")
+    twin = ("-q", "-k", "schnet and twin_of_every_architecture")
+    assert run("-c", f"__file__ = {str(EXAMPLE)!r}\n{halved}", *twin).returncode == 0
+    claimed = halved.replace("    num_heads: int = 1\n", "    num_heads: int = 1\n    tabulable = True\n")
+    done = run("-c", f"__file__ = {str(EXAMPLE)!r}\n{claimed}", *twin)
+    assert done.returncode == 1
+    assert "1 failed" in done.stdout

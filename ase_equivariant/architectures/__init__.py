@@ -14,6 +14,9 @@ So that a model can be cut down to fewer elements and heads (see `restrict`), a 
     SPECIES_TABLES   fields of the config with one entry per species
     HEAD_WEIGHTS     pattern of the names of weights with one block per head -> the axis of the blocks
 
+A config whose `tabulable` is true says that every `RadialMLP` of its architecture reads `radial` of the lengths as it
+is, and nothing else does, so that training on a CPU may read them from a table.
+
 To add an architecture: its file, a line below, and a tiny config in tests/tiny.py.
 """
 

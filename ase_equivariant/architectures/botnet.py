@@ -54,6 +54,7 @@ class BOTNetConfig:
     interaction_first: str = "nonresidual"
     readout_mlp: int = 16  # hidden width of the last readout; 0: linear like the others
     num_heads: int = 1
+    tabulable = True  # see `architectures`
 
     def __post_init__(self):
         check_common(self, highest_l=6)

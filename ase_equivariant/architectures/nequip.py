@@ -75,6 +75,7 @@ class NequIPConfig:
     num_heads: int = 1
     species_neighbors: tuple[float, ...] = ()  # avg_num_neighbors by the species that sends; empty: one for all
     pair_repulsion: ZBLConfig | None = None  # which the potential adds
+    tabulable = True  # see `architectures`
 
     def __post_init__(self):
         check_common(self, highest_l=6)

@@ -1,8 +1,9 @@
 """A faster twin of a potential for training: same weights, other bricks.
 
-On a CPU: fused kernels and tabulated radial networks. Tables are for float32 only, and for networks of a basis without
-weights: what a table starts from must not change, so trained frequencies and radial functions that are no network are
-evaluated as they are. Validation and the written model use the radial networks themselves.
+On a CPU: fused kernels and tabulated radial networks. Tables are for float32 only, for architectures that say so in
+their config's `tabulable`, and for networks of a basis without weights: what a table starts from must not change, so
+trained frequencies and radial functions that are no network are evaluated as they are. Validation and the written model
+use the radial networks themselves.
 
 On a GPU: bricks that never wait for the CPU, so that CUDA graphs can hold them, and fused kernels if Triton is there.
 """
@@ -32,10 +33,10 @@ def accelerated(potential: Potential) -> Potential:
     """A copy that shares every parameter tensor, so that a step on the twin is a step on the potential."""
     shared = {id(parameter): parameter for parameter in potential.parameters()}
     twin = fuse(copy.deepcopy(potential, shared))
-    basis = twin.architecture.radial
     networks = any(isinstance(module, RadialMLP) for module in twin.modules())
-    networks = networks and getattr(twin.architecture.config, "tabulable", True)
-    if potential.dtype == torch.float32 and networks and not list(basis.parameters()):
+    networks = networks and getattr(twin.architecture.config, "tabulable", False)
+    if potential.dtype == torch.float32 and networks and not list(twin.architecture.radial.parameters()):
+        basis = twin.architecture.radial
         twin.architecture.radial = Knots(basis)
         _replace(twin, {RadialMLP: lambda mlp: TabulatedMLP(mlp, basis)})
     return twin
