@@ -203,7 +203,26 @@ class Uncompiled(Wrong):
         raise RuntimeError("Failed to find C compiler")
 
 
-FAULTS = {"Wrong": "on cpu in float64 .*errors in energy", "Uncompiled": "on cpu fails: RuntimeError: Failed to find C"}
+class Unmade(Wrong):
+    """A backend that cannot even be made."""
+
+    def __init__(self, potential, device):
+        raise RuntimeError("Can't redefine method")
+
+
+class Unfit(Wrong):
+    """A backend that says itself why it cannot serve."""
+
+    def __init__(self, potential, device):
+        raise CalculatorSetupError("backend 'wrong' on cpu knows no such model")
+
+
+FAULTS = {
+    "Wrong": "on cpu in float64 .*errors in energy",
+    "Uncompiled": "on cpu fails: RuntimeError: Failed to find C",
+    "Unmade": "on cpu fails: RuntimeError: Can't redefine",
+    "Unfit": "on cpu knows no",
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -215,7 +234,7 @@ def test_auto_falls_back_with_one_warning_when_a_faster_backend_is_wrong_or_fail
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert calc.parameters["backend"] == "eager"
-    with pytest.raises(CalculatorSetupError, match="'wrong' on cpu"):
+    with pytest.raises(CalculatorSetupError, match=f"^backend 'wrong' {FAULTS[fault]}"):
         EquivariantCalculator(proven, "cpu", "float64", backend="wrong")
     monkeypatch.setattr(module.inference, "FASTEST_FIRST", {"cpu": ("eager", "wrong")})
     with warnings.catch_warnings(action="error"):
