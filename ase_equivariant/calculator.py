@@ -32,7 +32,7 @@ from ase_equivariant.device_list import lists_for
 from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms
 from ase_equivariant.inference import background
 from ase_equivariant.inference.estimate import Estimate, estimate
-from ase_equivariant.inference.verified import start_fastest, start_verified
+from ase_equivariant.inference.verified import lacks_memory, start_fastest, start_verified
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
@@ -121,12 +121,13 @@ class EquivariantCalculator(Calculator):
         }
         self._model, potential, sha256 = _find_model(model)
         self._head = choose_head(potential, head)
-        # astype copies, so that the calculator's potential is its own
-        self.potential = potential.astype(DTYPES[dtype]).to(self._device).eval().requires_grad_(False)
-        if backend == "auto":
-            backend, self._backend = start_fastest(self.potential, self._device, background_compile)
-        else:
-            self._backend = start_verified(backend, self.potential, self._device)
+        with self._memory_for("the model alone", "a smaller model"):
+            # astype copies, so that the calculator's potential is its own
+            self.potential = potential.astype(DTYPES[dtype]).to(self._device).eval().requires_grad_(False)
+            if backend == "auto":
+                backend, self._backend = start_fastest(self.potential, self._device, background_compile)
+            else:
+                self._backend = start_verified(backend, self.potential, self._device)
         self._neighbors = lists_for(potential.cutoff, self._device)
         self._info: list[int] = []  # what the model read from the info of the last atoms, which may change in place
         self.calls = 0
@@ -274,18 +275,17 @@ class EquivariantCalculator(Calculator):
         return prediction
 
     @contextmanager
-    def _memory_for(self, what: str) -> Iterator[None]:
+    def _memory_for(self, what: str, less: str = "fewer atoms") -> Iterator[None]:
         """Say what is too large, where memory does not suffice."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            text = str(error).lower()
-            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in text and "alloc" in text:
-                raise CalculationFailed(
-                    f"out of memory on {self._device} with {what}; use fewer atoms, dtype='float32', or a device with "
-                    "more memory"
-                ) from error
-            raise
+            if not lacks_memory(error):
+                raise
+            raise CalculationFailed(
+                f"out of memory on {self._device} with {what}; use {less}, dtype='float32', or a device with more "
+                "memory"
+            ) from error
 
     def set(self, **kwargs) -> dict:
         """Refused: a calculator keeps its model, device, dtype, backend and head for its life."""
