@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ase_equivariant.inference.checked import Checked, piece
 from ase_equivariant.inference.estimate import memory_on_cpu
 from ase_equivariant.inference.numba import Numba
 from ase_equivariant.inference.numba.lanes import COUNT
+from ase_equivariant.nn import threads
 
 CPU = torch.device("cpu")
 SMALL = {"num_bessel": 4, "bessel_decay": 0.5, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
@@ -99,9 +101,27 @@ def test_energies_alone_are_those_that_come_with_forces(mace, fast):
 def test_results_do_not_depend_on_the_number_of_threads(mace, fast, monkeypatch):
     graph = big(mace)
     once = fast(graph, True)
-    for threads in (2, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for number in (2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
         assert same_bits(fast(graph, True), once)
+
+
+@pytest.fixture
+def many_cpus(monkeypatch):
+    """A machine of 48 CPUs, all of which torch uses."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 48)
+        patch.setattr(torch, "get_num_threads", lambda: 48)
+        threads._renew_pool()
+        yield 48
+    threads._renew_pool()
+
+
+def test_all_threads_that_torch_uses_work_at_the_same_time(many_cpus):
+    meeting = threading.Barrier(many_cpus)
+    threads.run_blocks(lambda a, b: meeting.wait(5), [(i, i + 1) for i in range(many_cpus)])
+    threads.run_rows(lambda a, b: meeting.wait(5), 1000)
+    assert not meeting.broken
 
 
 def test_two_threads_may_share_a_backend(mace, fast):
