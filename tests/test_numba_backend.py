@@ -1,5 +1,6 @@
 """The fast CPU backend: the same numbers as eager, repeatable bit for bit, and honest where it cannot serve."""
 
+import multiprocessing
 import os
 import re
 import threading
@@ -18,7 +19,7 @@ from structures import copper
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, inference, load_potential
-from ase_equivariant.derivatives import predict
+from ase_equivariant.derivatives import Prediction, predict
 from ase_equivariant.graph import from_atoms
 from ase_equivariant.inference.checked import Checked, piece
 from ase_equivariant.inference.estimate import memory_on_cpu
@@ -201,6 +202,53 @@ def test_a_backend_that_is_wrong_on_the_first_structure_steps_aside_with_one_war
         assert same_bits(checked(graph, True), first)
     assert same_bits(first, predict(mace, graph))
     assert checked.name == "eager"
+
+
+def test_the_first_of_two_threads_that_choose_at_once_decides_for_both(mace):
+    graph, inside, go = batch(mace), threading.Event(), threading.Event()
+
+    def late(graph, forces):
+        inside.set()
+        go.wait(20)
+        return predict(mace, graph, forces)
+
+    def wrong(graph, forces):
+        prediction = predict(mace, graph, forces)
+        return replace(prediction, forces=prediction.forces + 0.01)
+
+    checked = checked_against_eager(late, mace)
+    with ThreadPoolExecutor(1) as pool:
+        right = pool.submit(checked, graph, True)
+        assert inside.wait(20)
+        checked.fast = wrong
+        with pytest.warns(UserWarning, match="the reference backend is used instead"):
+            checked(graph, True)
+        go.set()
+        assert same_bits(right.result(), predict(mace, graph))
+    assert (checked.name, checked._chosen) == ("eager", checked.reference)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_a_process_forked_while_another_thread_chooses_does_not_wait_for_it():
+    graph, inside, go = from_atoms(molecule("C2H2"), (1, 6), 3.0), threading.Event(), threading.Event()
+    answer = Prediction(*(torch.zeros(shape, dtype=torch.float64) for shape in (1, 4, (4, 3), (1, 3, 3))))
+
+    def late(graph, forces):
+        inside.set()
+        go.wait(20)
+        return answer
+
+    checked = Checked("numba", late, lambda graph, forces: answer, None, torch.float64)
+    child = multiprocessing.get_context("fork").Process(target=lambda: go.set() or checked(graph, True))
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(checked, graph, True)
+        assert inside.wait(20)
+        child.start()
+        child.join(10)
+        go.set()
+    child.kill()  # where it waits for ever
+    assert child.exitcode == 0
+    assert result.result() is answer
 
 
 def test_atoms_without_neighbours_do_not_count_as_agreement(mace):
