@@ -350,6 +350,22 @@ def test_a_large_structure_is_compared_on_a_piece(mace, fast):
     assert piece(graph, 1000) is graph
 
 
+def test_a_piece_goes_on_where_a_molecule_ends(mace):
+    crystal = bulk("Cu", cubic=True) * (3, 3, 3)
+    crystal.pbc = False
+    dimer = Atoms("C2", [[-20, 0, 0], [-18.7, 0, 0]])
+    lone = Atoms("H", [[-40, 0, 0]])
+    beside, apart = (
+        from_atoms(lone + dimer + crystal, mace.atomic_numbers, mace.cutoff),
+        from_atoms(dimer, mace.atomic_numbers, mace.cutoff),
+    )
+    part = piece(beside, 40)
+    assert 40 <= part.n_nodes < 110
+    assert part.positions[:2].equal(beside.positions[1:3])
+    assert part.n_edges > apart.n_edges == 2
+    assert piece(beside, 110).n_nodes == 110  # all but the lone atom
+
+
 # at 0.5 Å the model's energies are beyond all measure, 1e11 eV: there a few roundings of single precision are right
 @pytest.mark.parametrize(("distance", "roundings"), [(0.5, 20), (1.0, 0), (2.2, 0)])
 def test_the_shipped_model_in_float32_is_as_near_to_float64_as_eager_is(distance, roundings):

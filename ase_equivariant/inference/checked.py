@@ -106,14 +106,20 @@ def _apart(graph: Graph) -> Graph:
 
 
 def piece(graph: Graph, size: int) -> Graph:
-    """The graph itself, or its part around the first edge with at least `size` nodes, cut out as it stands."""
+    """The graph itself, or its part around the first edge, cut out as it stands.
+
+    That has at least `size` nodes, of other molecules where the first one is smaller, or all that have edges.
+    """
     if graph.n_nodes <= size:
         return graph
-    inside = torch.zeros(graph.n_nodes, dtype=torch.bool)
-    inside[graph.receivers[0]], count = True, 0
-    while count < int(inside.sum()) < size:
-        count = int(inside.sum())
+    inside, before, count = torch.zeros(graph.n_nodes, dtype=torch.bool), 0, 0
+    outside = graph.receivers
+    while count < size and len(outside) > 0:
         inside[graph.senders[inside[graph.receivers]]] = True
+        if count == before:  # nothing is connected to it that is not inside
+            inside[outside[0]] = True
+        before, count = count, int(inside.sum())
+        outside = graph.receivers[~inside[graph.receivers]]
     kept = inside[graph.senders] & inside[graph.receivers]
     number: Tensor = inside.long().cumsum(0) - 1
     return Graph(
