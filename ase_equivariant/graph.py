@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import InputError
+from ase.cell import Cell
 from ase.data import chemical_symbols
 from torch import Tensor
 
@@ -150,6 +151,11 @@ def edges_of(atoms: Atoms, cutoff: float) -> int:
         return count_edges(positions, cell, pbc, cutoff)
     except CoincidentAtomsError as error:
         raise InputError(str(error)) from None
+
+
+def has_volume(cell: Cell) -> bool:
+    """Whether a cell has three vectors that span a volume, so that there is a stress."""
+    return cell.volume > 1e-12 * np.prod(cell.lengths())
 
 
 def attribute_values(atoms: Atoms, attributes: Attributes) -> list[int]:

@@ -174,6 +174,10 @@ def test_a_calculator_takes_it_when_asked_and_by_default(mace, monkeypatch):
     reference = EquivariantCalculator(mace, device="cpu", dtype="float64", backend="eager")
     np.testing.assert_allclose(atoms.get_forces(), reference.get_forces(atoms), atol=1e-10)
     np.testing.assert_allclose(atoms.get_stress(), reference.get_stress(atoms), atol=1e-10)
+    forces = atoms.get_forces()
+    atoms.calc.reset()
+    with torch.device("meta"):  # where no tensor holds anything
+        assert (atoms.get_forces() == forces).all()
     monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
     assert EquivariantCalculator(mace, device="cpu").parameters["backend"] == "numba"
 
