@@ -7,7 +7,8 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,22 +23,20 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
-from ase.cell import Cell
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equivariant import inference
-from ase_equivariant.checkpoint import from_bytes, to_bytes
+from ase_equivariant.checkpoint import from_bytes, load_with_sha256, to_bytes
 from ase_equivariant.derivatives import Prediction
 from ase_equivariant.device_list import lists_for
-from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms
+from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms, has_volume
 from ase_equivariant.inference import background
 from ase_equivariant.inference.estimate import Estimate, estimate
-from ase_equivariant.inference.verified import start_fastest, start_verified
+from ase_equivariant.inference.verified import lacks_memory, start_fastest, start_verified
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
-from ase_equivariant.storage import read_file
-from ase_equivariant.zoo import available_models, resolve
+from ase_equivariant.zoo import available_models
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -46,13 +45,15 @@ _PROCESS = os.getpid()
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Whatever the caller has switched off, gradients work; in a forked process torch keeps to one thread.
+    """Whatever the caller has switched off, gradients work, and tensors are made on the CPU but where we say otherwise.
 
-    The threads of the parent do not exist in its child, which would wait for them for ever.
+    In a forked process torch keeps to one thread: those of the parent do not exist in its child, which would wait for
+    them for ever.
     """
     threads = torch.get_num_threads()
     forked = threads > 1 and os.getpid() != _PROCESS
-    with torch.inference_mode(False):
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.inference_mode(False), torch.device("cpu") if elsewhere else nullcontext():
         try:
             if forked:
                 torch.set_num_threads(1)
@@ -91,7 +92,7 @@ class EquivariantCalculator(Calculator):
 
     Attributes
     ----------
-    calls : number of model calls so far
+    calls : number of model calls so far, without those of `estimate`
     extras : after a call for forces or stress: "strain_gradient", dE/dε [3, 3] eV
     """
 
@@ -121,18 +122,19 @@ class EquivariantCalculator(Calculator):
         }
         self._model, potential, sha256 = _find_model(model)
         self._head = choose_head(potential, head)
-        # astype copies, so that the calculator's potential is its own
-        self.potential = potential.astype(DTYPES[dtype]).to(self._device).eval().requires_grad_(False)
-        if backend == "auto":
-            backend, self._backend = start_fastest(self.potential, self._device, background_compile)
-        else:
-            self._backend = start_verified(backend, self.potential, self._device)
+        with self._memory_for("the model alone", "a smaller model"):
+            # astype copies, so that the calculator's potential is its own
+            self.potential = potential.astype(DTYPES[dtype]).to(self._device).eval().requires_grad_(False)
+            if backend == "auto":
+                backend, self._backend = start_fastest(self.potential, self._device, background_compile)
+            else:
+                self._backend = start_verified(backend, self.potential, self._device)
         self._neighbors = lists_for(potential.cutoff, self._device)
         self._info: list[int] = []  # what the model read from the info of the last atoms, which may change in place
         self.calls = 0
         self.extras: dict[str, Any] = {}
         self._recent: OrderedDict[bytes, tuple[dict, dict]] = OrderedDict()  # results and extras, the newest last
-        self.parameters.update(  # what Trajectory and ase.db write: strings only
+        self.parameters.update(  # what Trajectory and ase.db write: strings, or None
             model=self._model or str(potential.metadata.get("name", "unnamed potential")),
             sha256=sha256,
             device=str(self._device),
@@ -232,6 +234,7 @@ class EquivariantCalculator(Calculator):
     def reset(self) -> None:
         """Forget all results."""
         super().reset()
+        self.extras = {}
         self._recent.clear()
 
     def _evaluate(self, forces: bool, stress: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -239,9 +242,10 @@ class EquivariantCalculator(Calculator):
         cell = self.atoms.cell
         with self._memory_for(f"{len(self.atoms)} atoms"):
             graph = self._graph(self.atoms, self._neighbors[self.keeps_edges])
-        has_volume = _has_volume(cell)
-        if stress and not has_volume:
+        voluminous = has_volume(cell)
+        if stress and not voluminous:
             raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")
+        self.calls += 1
         prediction = self._predict(graph, forces)
         energy = float(prediction.energy[0])
         results = {"energy": energy, "free_energy": energy, "energies": _array(prediction.node_energies)}
@@ -249,7 +253,7 @@ class EquivariantCalculator(Calculator):
         if forces:
             results["forces"] = _array(prediction.forces)
             extras["strain_gradient"] = _array(prediction.strain_gradient[0])
-        if forces and has_volume:
+        if forces and voluminous:
             results["stress"] = np.ascontiguousarray(
                 full_3x3_to_voigt_6_stress(extras["strain_gradient"] / cell.volume)
             )
@@ -266,7 +270,6 @@ class EquivariantCalculator(Calculator):
         return from_atoms(atoms, known.atomic_numbers, known.cutoff, neighbors, head, known.attributes)
 
     def _predict(self, graph: Graph, forces: bool) -> Prediction:
-        self.calls += 1
         _wake(self._device)
         with self._memory_for(f"{graph.n_nodes} atoms and {graph.n_edges} edges"):
             prediction = self._backend(graph, forces)
@@ -274,24 +277,27 @@ class EquivariantCalculator(Calculator):
         return prediction
 
     @contextmanager
-    def _memory_for(self, what: str) -> Iterator[None]:
+    def _memory_for(self, what: str, less: str = "fewer atoms") -> Iterator[None]:
         """Say what is too large, where memory does not suffice."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            text = str(error).lower()
-            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in text and "alloc" in text:
-                raise CalculationFailed(
-                    f"out of memory on {self._device} with {what}; use fewer atoms, dtype='float32', or a device with "
-                    "more memory"
-                ) from error
-            raise
+            if not lacks_memory(error):
+                raise
+            raise CalculationFailed(
+                f"out of memory on {self._device} with {what}; use {less}, dtype='float32', or a device with more "
+                "memory"
+            ) from error
 
     def set(self, **kwargs) -> dict:
         """Refused: a calculator keeps its model, device, dtype, backend and head for its life."""
         if kwargs:
             raise InputError(f"cannot change {', '.join(kwargs)} of a calculator; make a new EquivariantCalculator")
         return {}
+
+    def __repr__(self) -> str:
+        said = [f"{key}={self.parameters[key]!r}" for key in ("device", "dtype", "backend")]
+        return f"{type(self).__name__}({', '.join([repr(self.parameters['model']), *said])})"
 
     def __deepcopy__(self, memo: dict) -> EquivariantCalculator:
         """A calculator of its own that shares the weights, which never change."""
@@ -335,10 +341,10 @@ def _find_model(model: str | os.PathLike | Potential) -> tuple[str | None, Poten
     """Name or absolute path (None for a Potential), the potential, and the file's sha256."""
     if isinstance(model, Potential):
         return None, model, None
-    path = resolve(model)
-    data = read_file(path)
-    name = model if model in available_models(published=True) else str(path.resolve())
-    return name, from_bytes(data, str(path)), hashlib.sha256(data).hexdigest()
+    potential, sha256 = load_with_sha256(model)
+    name = os.fspath(model)
+    known = name in available_models(published=True)
+    return name if known else str(Path(name).expanduser().resolve()), potential, sha256
 
 
 def _find_device(name: str) -> torch.device:
@@ -361,10 +367,6 @@ def _wake(device: torch.device) -> None:
 def _require(what: str, value: str, allowed, where: str = "") -> None:
     if not isinstance(value, str) or value not in allowed:
         raise InputError(f"{what} {value!r} is not available{where}; choose one of {', '.join(allowed)}")
-
-
-def _has_volume(cell: Cell) -> bool:
-    return cell.rank == 3 and cell.volume > 1e-12 * np.prod(cell.lengths())
 
 
 def _array(values: torch.Tensor) -> np.ndarray:

@@ -50,10 +50,16 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
 
 def load_potential(path_or_name: str | os.PathLike) -> Potential:
     """Read a potential from a file, or one by its name; in eval mode, in the precision it was saved in."""
+    return load_with_sha256(path_or_name)[0]
+
+
+def load_with_sha256(path_or_name: str | os.PathLike) -> tuple[Potential, str]:
+    """What `load_potential` gives, and the sha256 of the file it was read from."""
     path = resolve(path_or_name)
-    potential = from_bytes(read_file(path), str(path))
-    potential.metadata.update(facts(path_or_name))
-    return potential
+    data = read_file(path)
+    potential = from_bytes(data, str(path))
+    potential.metadata.update(facts(os.fspath(path_or_name)))
+    return potential, hashlib.sha256(data).hexdigest()
 
 
 def read_header(path_or_name: str | os.PathLike) -> dict[str, Any]:

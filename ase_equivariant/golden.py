@@ -18,7 +18,7 @@ from ase.data import covalent_radii
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equivariant.derivatives import Prediction, predict
-from ase_equivariant.graph import Graph, attribute_values, from_atoms
+from ase_equivariant.graph import Graph, attribute_values, from_atoms, has_volume
 from ase_equivariant.neighbors import count_images
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head
@@ -142,7 +142,7 @@ def _results(prediction: Prediction, atoms: Atoms) -> dict[str, np.ndarray]:
         "energy": prediction.energy[0].cpu().numpy(),
         "forces": prediction.forces.cpu().numpy(),
     }
-    if atoms.cell.rank == 3:
+    if has_volume(atoms.cell):
         strain_gradient = prediction.strain_gradient[0].cpu().numpy()
         results["stress"] = full_3x3_to_voigt_6_stress(strain_gradient / atoms.cell.volume)
     return results

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import InputError
+from ase.cell import Cell
 from ase.data import chemical_symbols
 from torch import Tensor
 
@@ -104,7 +105,7 @@ def from_atoms(
     Parameters
     ----------
     atoms : any cell and pbc; left-handed cells and molecules without a cell are valid
-    atomic_numbers : Z of the species that the model knows
+    atomic_numbers : sorted Z of the species that the model knows
     cutoff : Å
     neighbors : list with this cutoff that is reused over the steps of a run; None searches anew
     head : index of the model's head
@@ -152,6 +153,11 @@ def edges_of(atoms: Atoms, cutoff: float) -> int:
         raise InputError(str(error)) from None
 
 
+def has_volume(cell: Cell) -> bool:
+    """Whether a cell has three vectors that span a volume, so that there is a stress."""
+    return cell.volume > 1e-12 * np.prod(cell.lengths())
+
+
 def attribute_values(atoms: Atoms, attributes: Attributes) -> list[int]:
     """The whole numbers in `atoms.info`, by the keys of (key, lowest, highest and usual value)."""
     values = []
@@ -171,16 +177,15 @@ def attribute_values(atoms: Atoms, attributes: Attributes) -> list[int]:
 
 def _species(numbers: np.ndarray, atomic_numbers: Sequence[int]) -> np.ndarray:
     """Index of each atom's element in `atomic_numbers`, [n_atoms] int64."""
-    table = np.full(max(*atomic_numbers, numbers.max(initial=0), 0) + 1, -1)
-    table[list(atomic_numbers)] = np.arange(len(atomic_numbers))
-    species = np.where(numbers < 0, -1, table[numbers])
-    if (species < 0).any():
-        unknown = [
-            f"{_symbol(z)} (Z={z}, atoms {_listing(np.flatnonzero(numbers == z))})"
-            for z in np.unique(numbers[species < 0])
+    elements = np.asarray(atomic_numbers)  # sorted
+    species = np.searchsorted(elements, numbers).clip(max=len(elements) - 1)
+    unknown = elements[species] != numbers
+    if unknown.any():
+        strange = [
+            f"{_symbol(z)} (Z={z}, atoms {_listing(np.flatnonzero(numbers == z))})" for z in np.unique(numbers[unknown])
         ]
         known = ", ".join(_symbol(z) for z in atomic_numbers)
-        raise InputError(f"The model does not know {', '.join(unknown)}; its elements are {known}.")
+        raise InputError(f"The model does not know {', '.join(strange)}; its elements are {known}.")
     return species
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -28,21 +29,23 @@ def available_models(published: bool = False) -> list[str]:
 def resolve(name_or_path: str | os.PathLike) -> Path:
     """The file that belongs to the name of a shipped or published model, or to a path; it is downloaded if need be.
 
-    A name wins over a file of the same name; write `./name` for the file.
+    A name wins over a file of the same name; write "./name", a string, for the file: `Path` drops the dot.
     """
     if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
-        raise InputError(f"a model is given by its name or by the path of its file, not by {name_or_path!r}")
-    names = available_models()
-    if name_or_path in names:
-        return MODELS / f"{name_or_path}{SUFFIX}"
-    if name_or_path in published_models():
-        return obtain(name_or_path)
-    path = Path(name_or_path).expanduser()
+        raise InputError(
+            f"a model is given by its name or by the path of its file, not by {reprlib.repr(name_or_path)}"
+        )
+    names, name = available_models(), os.fspath(name_or_path)
+    if name in names:
+        return MODELS / f"{name}{SUFFIX}"
+    if name in published_models():
+        return obtain(name)
+    path = Path(name).expanduser()
     if os.path.isfile(path):  # false, not an error, for names that no file can have
         return path
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory; give a model file or one of the shipped models: {_listed(names)}")
-    if path.suffix or len(path.parts) > 1:
+    if path.suffix or name != path.name:  # it is no name, but meant as a path
         raise InputError(f"there is no model file {path}{_closest_file(path, names)}")
     close = _closest_names(path.name)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -208,6 +208,7 @@ def hostile_state():
     torch.set_num_threads(threads)
     torch.set_rng_state(seed)
     torch.set_grad_enabled(True)
+    torch.set_default_device(None)
 
 
 def test_global_state_is_neither_used_nor_touched(path, hostile_state):
@@ -217,6 +218,7 @@ def test_global_state_is_neither_used_nor_touched(path, hostile_state):
     torch.manual_seed(7)
     np.random.seed(7)
     torch.set_grad_enabled(False)
+    torch.set_default_device("meta")  # whose tensors hold nothing
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     calc = EquivariantCalculator(path, "cpu", "float32")
     assert np.abs(calc.get_forces(copper()) - expected).max() < 1e-6
@@ -224,6 +226,7 @@ def test_global_state_is_neither_used_nor_touched(path, hostile_state):
     assert (np.random.get_state()[1] == states[1]).all()
     assert torch.get_default_dtype() == torch.float64
     assert not torch.is_grad_enabled()
+    assert torch.get_default_device() == torch.zeros(1).device == torch.device("meta")
     assert BaseCalculator.implemented_properties == []
 
 
@@ -262,9 +265,23 @@ def test_a_structure_seen_lately_costs_no_call(potential):
     assert (calc.get_forces(second) == forces[1]).all()
     assert (calc.get_forces(first) == forces[0]).all()
     assert calc.calls == 2
+    assert list(calc.extras) == ["strain_gradient"]
     calc.reset()
+    assert calc.extras == {}
     assert (calc.get_forces(first) == forces[0]).all()
     assert calc.calls == 3
     assert calc.get_potential_energy(copper()) != calc.get_potential_energy(first)
     assert calc.get_forces(copper()).shape == forces[0].shape
     assert calc.calls == 5
+
+
+def test_an_estimate_counts_as_no_call(calc):
+    calc.get_forces(copper())
+    assert calc.estimate(copper()).atoms == 4
+    assert calc.calls == 1
+
+
+def test_a_calculator_says_in_a_line_what_it_is(path, potential):
+    options = "device='cpu', dtype='float32', backend='eager'"
+    assert repr(EquivariantCalculator(path, "cpu")) == f"EquivariantCalculator({str(path)!r}, {options})"
+    assert repr(EquivariantCalculator(potential, "cpu")) == f"EquivariantCalculator('unnamed potential', {options})"

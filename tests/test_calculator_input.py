@@ -20,11 +20,19 @@ from tiny import tiny_potential
 import ase_equivariant.calculator as module
 from ase_equivariant import EquivariantCalculator, inference, zoo
 from ase_equivariant.golden import golden_structures
+from ase_equivariant.inference import eager
 
 
 @pytest.fixture(scope="module")
 def potential():
     return tiny_potential(dtype=torch.float32)
+
+
+@pytest.fixture
+def proven():
+    potential = tiny_potential()
+    potential.metadata["golden"] = golden_structures(potential, [copper(), rattled(molecule("CH3OH"))])
+    return potential
 
 
 def test_a_shipped_name_is_kept_as_a_name(path, monkeypatch):
@@ -131,14 +139,14 @@ def test_a_result_that_is_not_a_number_is_a_failed_calculation(potential):
     assert calc.results == {}
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-    ],
-)
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
 def test_out_of_memory_is_a_failed_calculation_with_advice(calc, monkeypatch, error):
     def full(graph, forces):
         raise error
@@ -146,6 +154,18 @@ def test_out_of_memory_is_a_failed_calculation_with_advice(calc, monkeypatch, er
     monkeypatch.setattr(calc, "_backend", full)
     with pytest.raises(CalculationFailed, match="out of memory on cpu with 4 atoms and [0-9]+ edges; use fewer atoms"):
         calc.get_forces(copper())
+
+
+@pytest.mark.parametrize("error", FULL)
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_out_of_memory_at_the_start_is_a_failed_calculation_with_advice(proven, monkeypatch, error, backend):
+    def full(potential, graph, forces):
+        raise error
+
+    EquivariantCalculator(proven, "cpu", backend=backend)
+    monkeypatch.setattr(eager, "predict", full)
+    with pytest.raises(CalculationFailed, match="out of memory on cpu with the model alone; use a smaller model, dtyp"):
+        EquivariantCalculator(proven, "cpu", backend=backend)
 
 
 def test_other_errors_of_a_backend_are_not_hidden(calc, monkeypatch):
@@ -167,13 +187,6 @@ def test_a_file_called_fork_is_no_forked_process(calc, monkeypatch):
     monkeypatch.setattr(calc, "_backend", forked)
     with pytest.raises(CalculatorSetupError, match="start processes with multiprocessing.get_context..spawn"):
         calc.get_forces(copper())
-
-
-@pytest.fixture
-def proven():
-    potential = tiny_potential()
-    potential.metadata["golden"] = golden_structures(potential, [copper(), rattled(molecule("CH3OH"))])
-    return potential
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -203,7 +216,26 @@ class Uncompiled(Wrong):
         raise RuntimeError("Failed to find C compiler")
 
 
-FAULTS = {"Wrong": "on cpu in float64 .*errors in energy", "Uncompiled": "on cpu fails: RuntimeError: Failed to find C"}
+class Unmade(Wrong):
+    """A backend that cannot even be made."""
+
+    def __init__(self, potential, device):
+        raise RuntimeError("Can't redefine method")
+
+
+class Unfit(Wrong):
+    """A backend that says itself why it cannot serve."""
+
+    def __init__(self, potential, device):
+        raise CalculatorSetupError("backend 'wrong' on cpu knows no such model")
+
+
+FAULTS = {
+    "Wrong": "on cpu in float64 .*errors in energy",
+    "Uncompiled": "on cpu fails: RuntimeError: Failed to find C",
+    "Unmade": "on cpu fails: RuntimeError: Can't redefine",
+    "Unfit": "on cpu knows no",
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -215,7 +247,7 @@ def test_auto_falls_back_with_one_warning_when_a_faster_backend_is_wrong_or_fail
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert calc.parameters["backend"] == "eager"
-    with pytest.raises(CalculatorSetupError, match="'wrong' on cpu"):
+    with pytest.raises(CalculatorSetupError, match=f"^backend 'wrong' {FAULTS[fault]}"):
         EquivariantCalculator(proven, "cpu", "float64", backend="wrong")
     monkeypatch.setattr(module.inference, "FASTEST_FIRST", {"cpu": ("eager", "wrong")})
     with warnings.catch_warnings(action="error"):

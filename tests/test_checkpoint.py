@@ -320,6 +320,15 @@ def test_golden_structures_prove_a_good_model_and_expose_a_changed_one(potential
     assert np.isnan(verify_golden(loaded)["energy"])
 
 
+def test_golden_structures_without_a_volume_have_no_stress(potential):
+    flat, full = molecule("CH4"), molecule("CH4")
+    flat.cell[:] = [[5, 0, 0], [0, 5, 0], [5, 5, 0]]
+    full.cell[:] = np.diag([5, 5, 5])
+    records = golden_structures(potential, [flat, full])
+    assert ["stress" in record for record in records] == [False, True]
+    assert all(np.isfinite(record["forces"]).all() for record in records)
+
+
 def test_golden_structures_are_computed_in_float64_and_leave_the_model_alone():
     potential = tiny_potential(dtype=torch.float32)
     potential.metadata["golden"] = golden_structures(potential, [molecule("CH4")])

@@ -1,5 +1,7 @@
 """Atoms to Graph: direction, species, batches, and a clear sentence for structures that have no graph."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -125,10 +127,13 @@ def test_unknown_elements_are_named_with_their_atoms_and_the_models_elements():
     )
 
 
-@pytest.mark.parametrize("number", [-1, 0, 130])
+@pytest.mark.parametrize("number", [-500, -1, 0, 130, 2 * 10**8])
 def test_atomic_numbers_outside_the_periodic_table_are_unknown_elements(number):
-    with pytest.raises(InputError, match=rf"X \(Z={number}, atoms 1\)"):
+    tracemalloc.start()
+    with pytest.raises(InputError, match=rf"X \(Z={number}, atoms 1\); its elements are H, C, O, Si, Cu"):
         from_atoms(Atoms([1, number], positions=[[0, 0, 0], [0, 0, 1]]), ATOMIC_NUMBERS, CUTOFF)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e15])

@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -56,16 +57,29 @@ def test_every_package_is_in_the_distribution():
     assert names | {"ase_equivariant.models"} == set(listed("options", "packages"))
 
 
-def test_every_dependency_has_a_tested_version():
+def required() -> set[str]:
+    """Names of the distributions that this one requires, its extras among them."""
     requirements = listed("options", "install_requires")
     requirements += [
         line for extra in METADATA["options.extras_require"] for line in listed("options.extras_require", extra)
     ]
-    names = {re.match(r"[\w-]+", line)[0].lower() for line in requirements}
+    return {re.match(r"[\w-]+", line)[0].lower() for line in requirements}
+
+
+def test_every_dependency_has_a_tested_version():
     # Triton's has a range, as builds of PyTorch for CUDA pin their own
     pinned = re.findall(r"^([\w-]+)(==| >=[\d.]+, <)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
-    assert names <= {name for name, _ in pinned}
+    assert required() <= {name for name, _ in pinned}
     assert [name for name, sign in pinned if sign != "=="] == ["triton"]
+
+
+def test_every_package_that_is_imported_is_a_named_dependency():
+    sources = [file.read_text() for file in (ROOT / "ase_equivariant").rglob("*.py")]
+    imports = {name for text in sources for name in re.findall(r"^ *(?:import|from) (\w+)", text, flags=re.MULTILINE)}
+    found = packages_distributions()
+    needed = {found[name][0] for name in imports - sys.stdlib_module_names - {"ase_equivariant"} if name in found}
+    assert {"numpy", "PyYAML", "scipy"} <= needed
+    assert {name.lower().replace("_", "-") for name in needed} <= required()
 
 
 @pytest.mark.parametrize("block", README_BLOCKS)

@@ -1,7 +1,9 @@
 """The fast CPU backend: the same numbers as eager, repeatable bit for bit, and honest where it cannot serve."""
 
+import multiprocessing
 import os
 import re
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,12 +19,13 @@ from structures import copper
 from tiny import tiny_potential
 
 from ase_equivariant import EquivariantCalculator, inference, load_potential
-from ase_equivariant.derivatives import predict
+from ase_equivariant.derivatives import Prediction, predict
 from ase_equivariant.graph import from_atoms
 from ase_equivariant.inference.checked import Checked, piece
 from ase_equivariant.inference.estimate import memory_on_cpu
 from ase_equivariant.inference.numba import Numba
 from ase_equivariant.inference.numba.lanes import COUNT
+from ase_equivariant.nn import threads
 
 CPU = torch.device("cpu")
 SMALL = {"num_bessel": 4, "bessel_decay": 0.5, "radial_mlp": (4,), "l_max": 1}  # kernels that compile in seconds
@@ -99,9 +102,27 @@ def test_energies_alone_are_those_that_come_with_forces(mace, fast):
 def test_results_do_not_depend_on_the_number_of_threads(mace, fast, monkeypatch):
     graph = big(mace)
     once = fast(graph, True)
-    for threads in (2, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for number in (2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
         assert same_bits(fast(graph, True), once)
+
+
+@pytest.fixture
+def many_cpus(monkeypatch):
+    """A machine of 48 CPUs, all of which torch uses."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 48)
+        patch.setattr(torch, "get_num_threads", lambda: 48)
+        threads._renew_pool()
+        yield 48
+    threads._renew_pool()
+
+
+def test_all_threads_that_torch_uses_work_at_the_same_time(many_cpus):
+    meeting = threading.Barrier(many_cpus)
+    threads.run_blocks(lambda a, b: meeting.wait(5), [(i, i + 1) for i in range(many_cpus)])
+    threads.run_rows(lambda a, b: meeting.wait(5), 1000)
+    assert not meeting.broken
 
 
 def test_two_threads_may_share_a_backend(mace, fast):
@@ -153,6 +174,10 @@ def test_a_calculator_takes_it_when_asked_and_by_default(mace, monkeypatch):
     reference = EquivariantCalculator(mace, device="cpu", dtype="float64", backend="eager")
     np.testing.assert_allclose(atoms.get_forces(), reference.get_forces(atoms), atol=1e-10)
     np.testing.assert_allclose(atoms.get_stress(), reference.get_stress(atoms), atol=1e-10)
+    forces = atoms.get_forces()
+    atoms.calc.reset()
+    with torch.device("meta"):  # where no tensor holds anything
+        assert (atoms.get_forces() == forces).all()
     monkeypatch.setitem(inference.FASTEST_FIRST, "cpu", ("numba", "eager"))
     assert EquivariantCalculator(mace, device="cpu").parameters["backend"] == "numba"
 
@@ -181,6 +206,53 @@ def test_a_backend_that_is_wrong_on_the_first_structure_steps_aside_with_one_war
         assert same_bits(checked(graph, True), first)
     assert same_bits(first, predict(mace, graph))
     assert checked.name == "eager"
+
+
+def test_the_first_of_two_threads_that_choose_at_once_decides_for_both(mace):
+    graph, inside, go = batch(mace), threading.Event(), threading.Event()
+
+    def late(graph, forces):
+        inside.set()
+        go.wait(20)
+        return predict(mace, graph, forces)
+
+    def wrong(graph, forces):
+        prediction = predict(mace, graph, forces)
+        return replace(prediction, forces=prediction.forces + 0.01)
+
+    checked = checked_against_eager(late, mace)
+    with ThreadPoolExecutor(1) as pool:
+        right = pool.submit(checked, graph, True)
+        assert inside.wait(20)
+        checked.fast = wrong
+        with pytest.warns(UserWarning, match="the reference backend is used instead"):
+            checked(graph, True)
+        go.set()
+        assert same_bits(right.result(), predict(mace, graph))
+    assert (checked.name, checked._chosen) == ("eager", checked.reference)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_a_process_forked_while_another_thread_chooses_does_not_wait_for_it():
+    graph, inside, go = from_atoms(molecule("C2H2"), (1, 6), 3.0), threading.Event(), threading.Event()
+    answer = Prediction(*(torch.zeros(shape, dtype=torch.float64) for shape in (1, 4, (4, 3), (1, 3, 3))))
+
+    def late(graph, forces):
+        inside.set()
+        go.wait(20)
+        return answer
+
+    checked = Checked("numba", late, lambda graph, forces: answer, None, torch.float64)
+    child = multiprocessing.get_context("fork").Process(target=lambda: go.set() or checked(graph, True))
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(checked, graph, True)
+        assert inside.wait(20)
+        child.start()
+        child.join(10)
+        go.set()
+    child.kill()  # where it waits for ever
+    assert child.exitcode == 0
+    assert result.result() is answer
 
 
 def test_atoms_without_neighbours_do_not_count_as_agreement(mace):
@@ -280,6 +352,22 @@ def test_a_large_structure_is_compared_on_a_piece(mace, fast):
     assert 20 <= part.n_nodes < graph.n_nodes
     torch.testing.assert_close(fast(part, True).forces, predict(mace, part).forces)
     assert piece(graph, 1000) is graph
+
+
+def test_a_piece_goes_on_where_a_molecule_ends(mace):
+    crystal = bulk("Cu", cubic=True) * (3, 3, 3)
+    crystal.pbc = False
+    dimer = Atoms("C2", [[-20, 0, 0], [-18.7, 0, 0]])
+    lone = Atoms("H", [[-40, 0, 0]])
+    beside, apart = (
+        from_atoms(lone + dimer + crystal, mace.atomic_numbers, mace.cutoff),
+        from_atoms(dimer, mace.atomic_numbers, mace.cutoff),
+    )
+    part = piece(beside, 40)
+    assert 40 <= part.n_nodes < 110
+    assert part.positions[:2].equal(beside.positions[1:3])
+    assert part.n_edges > apart.n_edges == 2
+    assert piece(beside, 110).n_nodes == 110  # all but the lone atom
 
 
 # at 0.5 Å the model's energies are beyond all measure, 1e11 eV: there a few roundings of single precision are right

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -363,6 +367,40 @@ def test_export_and_backend_leave_torch_and_its_warnings_as_they_were(potential,
     assert state() == before
     assert seen == [True]  # another thread keeps its executor while the backend runs
     assert [str(w.message) for w in recwarn if "torch.jit" in str(w.message)] == []
+
+
+def test_threads_script_one_after_the_other_and_leave_the_warnings_as_they_were(potential, tmp_path, monkeypatch):
+    graph = from_atoms(STRUCTURES["triclinic"], potential.atomic_numbers, potential.cutoff)
+    expected, before = TorchScript(potential, CPU)(graph, True).forces, list(warnings.filters)
+    inside, most = [], set()
+
+    def watched(original, *arguments, **options):
+        inside.append(threading.get_ident())  # torch calls it again for functions
+        time.sleep(0.05)  # for the other to come
+        most.add(len(set(inside)))
+        result = original(*arguments, **options)
+        inside.pop()
+        return result
+
+    monkeypatch.setattr(torch.jit, "script", partial(watched, torch.jit.script))
+    monkeypatch.setattr(torch.jit, "save", partial(watched, torch.jit.save))
+    with ThreadPoolExecutor(2) as pool:
+        exported = pool.submit(export, potential, tmp_path / "tiny.pt")
+        backend = pool.submit(TorchScript, potential, CPU).result()
+    assert exported.result() is None
+    assert most == {1}
+    assert warnings.filters == before
+    assert backend(graph, True).forces.equal(expected)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_a_process_forked_while_another_thread_scripts_does_not_wait_for_it(potential):
+    child = multiprocessing.get_context("fork").Process(target=TorchScript, args=(potential, CPU))
+    with torchscript._quiet():
+        child.start()
+        child.join(20)
+    child.kill()  # where it waits for ever
+    assert child.exitcode == 0
 
 
 def test_a_hostile_default_dtype_changes_nothing(potential, tmp_path):

@@ -368,6 +368,32 @@ def test_a_part_of_names_brings_up_those_that_contain_it(name, hint):
         zoo.resolve(name)
 
 
+def test_a_name_may_be_a_path_object():
+    shipped = available_models()[0]
+    assert zoo.resolve(Path(shipped)) == zoo.resolve(shipped)
+    assert EquivariantCalculator(Path(shipped), "cpu").parameters["model"] == shipped
+    with pytest.raises(InputError, match="there is no model file"):
+        zoo.resolve(f"./{shipped}")
+
+
+def test_what_is_neither_a_name_nor_a_path_is_not_printed_at_length():
+    with pytest.raises(InputError, match="by the path of its file, not by {0: 0") as caught:
+        EquivariantCalculator(dict(enumerate(range(10_000))), "cpu")
+    assert len(str(caught.value)) < 200
+
+
+def test_a_calculator_and_load_potential_know_the_facts_of_the_table(model, tmp_path, monkeypatch):
+    data = to_bytes(tiny_potential())
+    monkeypatch.setenv("ASE_EQUIVARIANT_MIRROR", str(tmp_path))
+    (tmp_path / "published.safetensors").write_bytes(data)
+    model |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    calc, loaded = EquivariantCalculator("tiny", "cpu"), load_potential("tiny")
+    expected = {"name": "tiny", "license": "MIT", "citation": "Nobody 2026"}
+    for potential in (calc.potential, loaded):
+        assert {key: potential.metadata[key] for key in expected} == expected
+    assert calc.parameters["sha256"] == model["sha256"]
+
+
 def test_an_empty_name_is_no_folder():
     with pytest.raises(InputError, match="by its name or by the path of its file, not by ''"):
         zoo.resolve("")

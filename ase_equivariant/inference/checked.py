@@ -7,7 +7,6 @@ Atoms alone, or nearly at one place, prove nothing: there the reference answers,
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,10 +34,20 @@ class Checked:
     def __init__(
         self, name: str, fast: Backend, reference: Backend, make_exact: Callable[[], Backend], dtype: torch.dtype
     ):
-        self.name, self.fast, self.reference, self.make_exact = name, fast, reference, make_exact
+        self._name, self.fast, self.reference, self.make_exact = name, fast, reference, make_exact
         self.tolerances = TOLERANCES[dtype]
-        self._chosen: Backend | None = None
-        self._choosing = threading.Lock()  # calculators that are copies of one another share a backend
+        # Calculators that are copies of one another share a backend, and threads may choose at the same time: the first
+        # choice stands. There is no lock, which a process forked meanwhile would have for ever.
+        self._choices: list[Backend] = []
+
+    @property
+    def name(self) -> str:
+        """Of the backend that answers, or shall answer."""
+        return "eager" if self._chosen is self.reference else self._name
+
+    @property
+    def _chosen(self) -> Backend | None:
+        return self._choices[0] if self._choices else None
 
     @property
     def keeps_edges(self) -> bool:
@@ -51,15 +60,14 @@ class Checked:
 
     def __call__(self, graph: Graph, forces: bool) -> Prediction:
         if self._chosen is None and graph.n_edges > 0:
-            with self._choosing:
-                self._chosen = self._chosen or self._choose(piece(graph, SAMPLE))
+            self._choices += self._choose(piece(graph, SAMPLE))
         return (self._chosen or self.reference)(graph, forces)
 
-    def _choose(self, graph: Graph) -> Backend | None:
-        """Who answers from now on; None where the structure proves nothing."""
+    def _choose(self, graph: Graph) -> list[Backend]:
+        """Who shall answer from now on; nobody where the structure proves nothing."""
         expected = self.reference(graph, True)
         if not expected.forces.abs().max() < ABSURD:  # NaN too
-            return None
+            return []
         # constants of the atoms may be a thousand times what binds them, and would hide its errors
         bonds = expected.node_energies - self.reference(_apart(graph), False).node_energies
         sizes = [float(values.abs().max().clamp(min=1.0)) for values in (bonds, expected.forces)]
@@ -71,15 +79,15 @@ class Checked:
                 own = _errors(expected, exact, sizes)
                 errors, allowed = _errors(found, exact, sizes), [max(a, ROUNDING * o) for a, o in zip(allowed, own)]
             if _within(errors, allowed):
-                return self.fast
+                return [self.fast]
             why = "differs from the reference by {:.1e} eV/atom and {:.1e} eV/Å".format(*errors)
         except MemoryError:
             raise
         except Exception as error:  # whatever a compiler may fail with, the reference still answers
             why = f"fails with {type(error).__name__}: {error}"
-        warnings.warn(f"backend {self.name!r} {why}; the reference backend is used instead", stacklevel=6)
-        self.name = "eager"
-        return self.reference
+        if self._chosen is not self.fast:
+            warnings.warn(f"backend {self._name!r} {why}; the reference backend is used instead", stacklevel=6)
+        return [self.reference]
 
 
 def _errors(found: Prediction, expected: Prediction, sizes: Sequence[float]) -> list[float]:
@@ -98,14 +106,20 @@ def _apart(graph: Graph) -> Graph:
 
 
 def piece(graph: Graph, size: int) -> Graph:
-    """The graph itself, or its part around the first edge with at least `size` nodes, cut out as it stands."""
+    """The graph itself, or its part around the first edge, cut out as it stands.
+
+    That has at least `size` nodes, of other molecules where the first one is smaller, or all that have edges.
+    """
     if graph.n_nodes <= size:
         return graph
-    inside = torch.zeros(graph.n_nodes, dtype=torch.bool)
-    inside[graph.receivers[0]], count = True, 0
-    while count < int(inside.sum()) < size:
-        count = int(inside.sum())
+    inside, before, count = torch.zeros(graph.n_nodes, dtype=torch.bool), 0, 0
+    outside = graph.receivers
+    while count < size and len(outside) > 0:
         inside[graph.senders[inside[graph.receivers]]] = True
+        if count == before:  # nothing is connected to it that is not inside
+            inside[outside[0]] = True
+        before, count = count, int(inside.sum())
+        outside = graph.receivers[~inside[graph.receivers]]
     kept = inside[graph.senders] & inside[graph.receivers]
     number: Tensor = inside.long().cumsum(0) - 1
     return Graph(

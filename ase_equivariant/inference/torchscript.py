@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,9 +182,22 @@ def _script(module: torch.nn.Module) -> torch.jit.ScriptModule:
         return torch.jit.script(module)
 
 
+def _renew_lock() -> None:
+    global _SCRIPTING
+    _SCRIPTING = threading.Lock()
+
+
+_renew_lock()
+if hasattr(os, "register_at_fork"):  # a forked child may have the lock, and not the thread that would release it
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings that TorchScript is deprecated, which `_script` answers for."""
-    with warnings.catch_warnings():
+    """Without torch's warnings that TorchScript is deprecated, which `_script` answers for.
+
+    One thread at a time: neither torch's compiler nor filters of warnings are made for several.
+    """
+    with _SCRIPTING, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
         yield

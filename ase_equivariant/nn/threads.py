@@ -21,7 +21,7 @@ _SMALL = 64  # rows that are done before another thread has woken up
 
 def _renew_pool() -> None:
     global _POOL
-    _POOL = ThreadPoolExecutor(thread_name_prefix="ase-equivariant")
+    _POOL = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ase-equivariant")  # by default at most 32
 
 
 _renew_pool()
@@ -30,7 +30,10 @@ if hasattr(os, "register_at_fork"):  # a forked child has the pool's queue, and 
 
 
 def run_rows(kernel: Callable, n_rows: int, *arguments) -> None:
-    """Call kernel(start, end, *arguments) over the rows, in as many ranges as torch uses threads."""
+    """Call kernel(start, end, *arguments) over the rows, in as many ranges as torch uses threads.
+
+    The caller's thread takes the first; those of the pool, which has one per CPU, share the others.
+    """
     threads = torch.get_num_threads() if n_rows >= _SMALL else 1
     bounds = [n_rows * t // threads for t in range(threads + 1)]
     futures = [_POOL.submit(kernel, a, b, *arguments) for a, b in pairwise(bounds[1:])]
@@ -40,7 +43,10 @@ def run_rows(kernel: Callable, n_rows: int, *arguments) -> None:
 
 
 def run_blocks(work: Callable[[int, int], object], blocks: Sequence[tuple[int, int]]) -> None:
-    """Call work(start, end) for every block, on as many threads as torch uses, the caller's among them."""
+    """Call work(start, end) for every block, shared out to as many threads as torch uses, the caller's among them.
+
+    The others are of the pool, which has one per CPU.
+    """
     threads = max(min(torch.get_num_threads(), len(blocks)), 1)
 
     def share(first: int) -> None:
