@@ -77,7 +77,7 @@ class EquivariantCalculator(Calculator):
     """ASE calculator of an equivariant potential; threads need one each, as it remembers its last atoms.
 
     Many `Atoms` may share one. But ASE's `write("frames.xyz", [a, b])` stores the results of the last atoms with every
-    frame: first give each its own, `a.calc = SinglePointCalculator(a, **a.calc.results)`, right after its calculation.
+    frame: first give each its own, `SinglePointCalculator(a, forces=a.get_forces(), energy=a.get_potential_energy())`.
 
     Parameters
     ----------
