@@ -152,17 +152,21 @@ def make_point(raw: dict, settings: dict[str, Any]) -> Point:
 
 
 def check_data(points: list[Point], root: Path) -> None:
-    """Raise the InputError of structures that cannot be trained on; what points have in common is read once."""
-    seen = set()
+    """Raise the InputError of structures that cannot be trained on, or of a model that is not for their elements.
+
+    What points have in common is read once.
+    """
+    elements: dict[str, list[int]] = {}
     for point in points:
         config = parse(TrainConfig, point.raw, "")
         loss = config.loss  # says which labels and which elements must be there
         data = repr((config.data, loss.energy > 0, loss.forces > 0, loss.stress > 0, sorted(loss.forces_factors)))
         try:
-            _ = data in seen or load_sets(config, root)
+            if data not in elements:
+                elements[data] = load_sets(config, root).numbers
+            check_model(config, elements[data])
         except InputError as error:
             raise InputError(f"{point.label}: {error}") from None
-        seen.add(data)
 
 
 def finished(folder: Path, point: Point) -> dict | None:

@@ -283,8 +283,8 @@ def check_settings(model: dict, known: Sequence[str]) -> None:
         raise InputError(f"model.cutoff is {shown(cutoff)}; allowed: {rule}")
 
 
-def check_model(config: TrainConfig) -> None:
-    """Raise the InputError of a model that cannot be made, before any data are read.
+def check_model(config: TrainConfig, numbers: Sequence[int] | None = None) -> None:
+    """Raise the InputError of a model that cannot be made of these elements, or of any where no data are read yet.
 
     What a configuration with a start leaves open is as in the start, with which the rest is compared when that is read;
     only its pair repulsion may be another.
@@ -292,20 +292,22 @@ def check_model(config: TrainConfig) -> None:
     free = config.model if config.start is None else ("cutoff", "pair_repulsion")
     settings = {name: value for name, value in config.model.items() if name in free}
     try:
-        build_unweighted(config.architecture, with_stand_ins(settings), torch.float32)
+        build_unweighted(config.architecture, with_stand_ins(settings, numbers), torch.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {error}") from None
     except (RuntimeError, MemoryError) as error:  # what torch says of sizes that no memory has
         raise InputError(f"model: it cannot be made, take fewer channels or narrower networks: {error}") from None
 
 
-def with_stand_ins(model: dict) -> dict:
-    """A model's settings with others in place of what the data decide, and as many species as its tables have."""
+def with_stand_ins(model: dict, numbers: Sequence[int] | None) -> dict:
+    """A model's settings with others in place of what the data decide, and as many species as its tables have if the
+    elements are not known."""
     repulsion = model.get("pair_repulsion")
     radii = repulsion.get("radii") if isinstance(repulsion, dict) else None
     tables = [table for table in (radii, model.get("covalent_radii"), model.get("species_neighbors")) if table]
     count = max([1, *(len(table) for table in tables if isinstance(table, list))])
-    return {"num_species": count, "avg_num_neighbors": 10.0, **with_radii(model, [1] * count)}
+    numbers = [1] * count if numbers is None else numbers
+    return {"num_species": len(numbers), "avg_num_neighbors": 10.0, **with_radii(model, numbers)}
 
 
 def with_radii(model: dict, numbers: Sequence[int]) -> dict:
