@@ -3,18 +3,20 @@
 import io
 import json
 
+import ase.io
 import pytest
 from ase.calculators.calculator import CalculationFailed, InputError
 from rich.console import Console
 
 pytest.importorskip("lightning")
 
-from test_training import write_config, write_sets
+from test_training import labelled, write_config, write_sets
 
 from ase_equivariant.checkpoint import read_header
 from ase_equivariant.cli.main import main
-from ase_equivariant.training.ablate import ablate, grid
+from ase_equivariant.training.ablate import ablate, check_data, grid
 from ase_equivariant.training.config import read_config
+from ase_equivariant.training.sets import load_sets
 
 SHORT = {"run": {"max_epochs": 2, "accelerator": "cpu"}, "data": {"test": {"far": "valid.extxyz"}}}
 
@@ -117,6 +119,12 @@ def test_settings_with_values_for_each_element_can_be_axes(raw):
         (["l_max"], "axis 'l_max' has no values"),
         (["l_max="], "axis 'l_max=' has no values"),
         (["radial_mlp=[8"], r"values of radial_mlp are '\[8'"),
+        (["l_max=2020-99-99"], "values of l_max are '2020-99-99'; .* month must be"),
+        (["l_max=" + "[" * 3000], "values of l_max are .* nested too deeply"),
+        (["model.cutoff=4,1e300"], "cutoff=1e300: model.cutoff is 1e"),
+        (["data.valid=valid.extxyz,absent.extxyz"], "valid=absent.extxyz: cannot read structures from"),
+        (["data.valid=valid.extxyz,gold.extxyz"], "valid=gold.extxyz: data.valid .*frame 0. has Au"),
+        (["pair_repulsion=null,{radii: [1, 1, 1]}"], "radii_1_1_1: model: pair_repulsion = .* one per species"),
         (["l_max=1,two"], "l_max=two: model: l_max = 'two' in the mace config: it must be a whole number"),
         (["l_max=1,99"], "l_max=99: model: l_max = 99 "),
         (["l_max=1,1"], "two runs would have the folder l_max=1"),
@@ -130,9 +138,22 @@ def test_settings_with_values_for_each_element_can_be_axes(raw):
     ],
 )
 def test_a_wrong_axis_or_value_is_one_sentence_before_anything_is_trained(vary, sentence, config):
+    ase.io.write(config.parent / "gold.extxyz", labelled("Au", 0))
     with pytest.raises(InputError, match=sentence):
         quietly(config, vary)
     assert not (config.parent / "run").exists()
+
+
+def test_data_that_points_have_in_common_are_read_once(raw, config, monkeypatch):
+    reads = []
+
+    def read(config, root):
+        reads.append(config.data)
+        return load_sets(config, root)
+
+    monkeypatch.setattr("ase_equivariant.training.ablate.load_sets", read)
+    check_data(grid(raw, ["loss.forces=1,10,0", "l_max=0,1", "data.batch_size=2"]), config.parent)
+    assert len(reads) == 2  # with and without forces
 
 
 def test_at_least_one_job_is_needed(config):

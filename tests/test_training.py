@@ -35,7 +35,7 @@ from ase_equivariant.derivatives import predict
 from ase_equivariant.golden import verify_golden
 from ase_equivariant.graph import from_atoms
 from ase_equivariant.training import references
-from ase_equivariant.training.config import Keys, LossConfig, OptimizerConfig, read_config
+from ase_equivariant.training.config import Keys, LossConfig, OptimizerConfig, check_model, read_config, read_yaml
 from ase_equivariant.training.data import (
     Draw,
     collate,
@@ -688,16 +688,31 @@ def test_tables_of_elements_that_are_not_trained_are_refused(sets, section, tabl
         ({"data": {"train": []}}, "data.train is"),
         ({"data": {"keys": {"force": "f"}}}, "unknown key 'force' in data.keys; allowed: energy, forces, stress"),
         ({"loss": {"huber_delta": -1}}, "loss.huber_delta is -1"),
+        ({"loss": {"forces": -1}}, "loss.forces is -1.0; allowed: 0 or more"),
+        ({"loss": dict.fromkeys(("energy", "forces", "stress"), 0)}, "stress are 0; allowed: one weight above 0"),
+        ({"data": {"epoch_structures": 10**30}}, "data.epoch_structures is 10000.*; allowed: 1 to 100000000, or null"),
+        ({"data": {"epoch_structures": 0}}, "data.epoch_structures is 0; allowed: 1 to"),
         ({"loss": {"forces_factors": {"Cu": 0}}}, "loss.forces_factors is .*allowed: a table {symbol: above 0}"),
         ({"loss": {"forces_factors": {"Xx": 1}}}, "loss.forces_factors is"),
         ({"optimizer": {"schedule": "linear"}}, 'optimizer.schedule is \'linear\'; allowed: "plateau" or "cosine"'),
-        ({"model": {"cutoff": -5}}, "model is .*positive cutoff"),
-        ({"model": {"cutoff": 5, "num_heads": 2}}, "without num_species and num_heads, which the data decide"),
+        ({"model": {"cutoff": -5}}, "model.cutoff is -5; allowed: a number above 0, at most 100, in Å"),
+        ({"model": {"cutoff": True}}, "model.cutoff is True; allowed"),
+        ({"model": {"cutoff": math.inf}}, "model.cutoff is inf; allowed"),
+        ({"model": {"cutoff": math.nan}}, "model.cutoff is nan; allowed"),
+        ({"model": {"cutoff": 10**400}}, "model.cutoff is 1000.*; allowed"),
+        ({"model": {"num_heads": 2}}, "model.num_heads is 2; allowed: .*without num_species and num_heads, which the"),
+        ({"model": {"colour": 1}}, "unknown key 'colour' in model; allowed: cutoff, avg_num_neighbors, num_bessel"),
         ({"optimizer": {"lr": math.inf}}, "optimizer.lr is inf; allowed: a number"),
         ({"data": {"atomic_energies": {"Cu": math.nan}}}, "data.atomic_energies.Cu is nan; allowed: a number"),
         ({"seed": 10**30}, "seed is 1000.*; allowed: 0 or more, below"),
         ({"precision": "float16"}, "precision is 'float16'"),
         ({"name": "a/b"}, "name is 'a/b'"),
+        ({"name": "n" * 201}, "name is 'nnn.*; allowed: a file name without folder .*at most 200 bytes"),
+        ({"name": "ü" * 101}, "name is 'ü"),
+        ({"name": "a\0b"}, r"name is 'a\\x00b'"),
+        ({"name": "a\nb"}, r"name is 'a\\nb'"),
+        ({"output": "a\0b"}, r"output is 'a\\x00b'; allowed: the path of a folder"),
+        ({"start": "a\0b"}, r"start is 'a\\x00b'; allowed: a model's name, the path of its file, or null"),
         ({"loss": 3}, "loss is 3; allowed: a section with the keys energy, forces"),
     ],
 )
@@ -709,6 +724,41 @@ def test_configuration_is_read_strictly(tmp_path, changes, message):
 def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path):
     path = write_config(tmp_path, optimizer={"lr": "1e-3"})  # YAML 1.1 wants a dot
     assert read_config(path)[0].optimizer.lr == 1e-3
+    settings = {"cutoff": "4e0", "bessel_decay": "1e-1", "pair_repulsion": {"coulomb": "1e1", "radii": ["1e0", 2]}}
+    model = read_config(write_config(tmp_path, model=settings))[0].model
+    assert (model["cutoff"], model["bessel_decay"]) == (4.0, 0.1)
+    assert model["pair_repulsion"] == {"coulomb": 10.0, "radii": [1.0, 2]}
+    words = {"hidden_irreps": "4x0e", "num_bessel": "8", "cutoff": 4.0, "edge_irreps": "1e1"}  # not of type float
+    assert read_config(write_config(tmp_path, model=words))[0].model == {**MODEL, **words}
+
+
+def test_a_model_without_a_cutoff_is_told_so(tmp_path):
+    path = write_config(tmp_path)
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "model": {"l_max": 1}}))
+    with pytest.raises(InputError, match="model lacks the key 'cutoff'; allowed: a number above 0"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("lr: 2020-99-99", "'2020-99-99' is no value: month must be in"),
+        ("lr: !!float abc", "'abc' is no value: could not convert"),
+        ("lr: !!bool abc", "'abc' is no value"),
+        ("seed: " + "9" * 5000, "'9999.* is no value: Exceeds the limit"),
+        ("a: {b: 1, c: 2, b: 3}", "the key 'b' stands there twice"),
+        ("name: \xff", "is not YAML: "),
+    ],
+)
+def test_values_that_are_none_and_repeated_keys_are_named_with_their_place(tmp_path, text, reason):
+    (tmp_path / "bad.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"bad\.yaml is not YAML: .*{reason.removeprefix('is not YAML: ')}"):
+        read_config(tmp_path / "bad.yaml")
+
+
+def test_keys_that_an_anchor_brings_may_be_overridden():
+    text = "outer: {base: &a {<<: &b {x: 1, y: 1}, x: 2}}\nother: {<<: *a, y: 3}"
+    assert read_yaml(text, "it") == {"outer": {"base": {"x": 2, "y": 1}}, "other": {"x": 2, "y": 3}}
 
 
 def test_unreadable_configurations_are_named(tmp_path):
@@ -730,10 +780,62 @@ def test_unreadable_configurations_are_named(tmp_path):
 
 
 def test_wrong_fields_of_the_architecture_are_named(sets):
-    with pytest.raises(InputError, match="model: .*colour"):
+    with pytest.raises(InputError, match="unknown key 'colour' in model"):
         quietly(write_config(sets, model={"colour": 1}))
     with pytest.raises(InputError, match="architecture is 'mice'; allowed: mace, nequip, botnet"):
         quietly(write_config(sets, architecture="mice"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_irreps": "4x0e+2x1q"}, "model: hidden_irreps = '4x0e"),
+        ({"pair_repulsion": {"radii": 5}}, "model: radii of the pair repulsion is 5; allowed: a list of positive"),
+        ({"pair_repulsion": {"coefficients": {"a": 1}}}, "model: coefficients of the pair repulsion is {'a': 1}"),
+        ({"pair_repulsion": {"coulomb": 10**400}}, "model: the pair repulsion has the constants"),
+    ],
+)
+def test_a_model_is_checked_before_the_data_are_read(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        quietly(write_config(tmp_path, model=settings))
+    start = {"start": "absent.safetensors", "model": {"pair_repulsion": {"radii": 5}}}
+    with pytest.raises(InputError, match="radii of the pair repulsion is 5"):
+        check_model(read_config(write_config(tmp_path, **start))[0])
+
+
+def test_settings_that_a_start_makes_possible_are_not_refused(tmp_path):
+    """One-dimensional harmonics do not suit the default hidden irreps, but those of a start they may."""
+    path = write_config(tmp_path, architecture="nequip", start="absent.safetensors")
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "model": {"cutoff": 4.0, "l_max": 1}}))
+    check_model(read_config(path)[0])
+
+
+def test_structures_without_atoms_or_of_no_element_are_refused(sets):
+    frames = [labelled("Cu", 0), Atoms(info={"energy": 0.0})]
+    with pytest.raises(InputError, match=r"frames\.extxyz, frame 1 has no atoms; remove it"):
+        structures_of(sets, frames)
+    frames[1] = labelled("Cu", 1)
+    frames[1].numbers[0] = 0
+    with pytest.raises(InputError, match=r"frames\.extxyz, frame 1 has the atomic numbers \[0\]; allowed: 1 to 118"):
+        structures_of(sets, frames)
+
+
+def test_a_folder_in_place_of_structures_is_called_one(sets):
+    with pytest.raises(InputError, match="cannot read structures from .*: it is a directory"):
+        quietly(write_config(sets, data={"train": "."}))
+
+
+def test_weights_of_config_types_that_no_training_structure_has_are_refused(sets):
+    weights = {"data": {"config_type_weights": {"Elastic": 2.0, "1": 2.0}}}
+    with pytest.raises(InputError, match="data.config_type_weights has '1', 'Elastic'; allowed: none, it has none"):
+        quietly(write_config(sets, **weights))
+    frames = [labelled("Cu", seed) for seed in range(3)] + [labelled("Ni", 3)]
+    for atoms, name in zip(frames, ("elastic", 1), strict=False):
+        atoms.info["config_type"] = name
+    ase.io.write(sets / "train.extxyz", frames)
+    with pytest.raises(InputError, match="has 'Elastic'; allowed: the config_types of data.train, 1, elastic"):
+        quietly(write_config(sets, **weights))
+    assert type_weights(structures_of(sets, frames), {"1": 2.0, "elastic": 3.0}).tolist() == [3.0, 2.0, 1.0, 1.0]
 
 
 def test_a_model_that_does_not_fit_into_memory_is_refused(sets):

@@ -8,13 +8,14 @@ that were trained with it rely on it, and no data tell a model what atoms do at 
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from ase_equivariant.nn.radial import polynomial_envelope
+from ase_equivariant.text import shown
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,12 @@ class ZBLConfig:
 
     def __post_init__(self):
         for name in ("radii", "coefficients", "decays"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            given = getattr(self, name)
+            if not isinstance(given, list | tuple):
+                raise ValueError(f"{name} of the pair repulsion is {shown(given)}; allowed: a list of positive numbers")
+            object.__setattr__(self, name, tuple(given))
         numbers = (*self.radii, *self.coefficients, *self.decays, self.coulomb, self.length, self.exponent)
-        proper = all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in numbers)
+        proper = all(isinstance(x, int | float) and 0 < x <= sys.float_info.max for x in numbers)
         if not proper or len(self.coefficients) != len(self.decays):
             raise ValueError(f"the pair repulsion has the constants {asdict(self)}; all must be positive numbers")
         if not isinstance(self.scaled, bool):

@@ -1,7 +1,7 @@
 """`ablate(config_path, vary)`: the same training with some fields of its configuration varied, and a comparison.
 
 Every point of the grid is a training run of its own, in a folder of its own below `output`; it resumes by itself, and a
-finished one is not repeated. All points are checked before the first one is trained.
+finished one is not repeated. All points and their data are checked before the first one is trained.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from ase.calculators.calculator import CalculationFailed, CalculatorError, InputError
 from rich.console import Console
 
-from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
+from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.checkpoint import load_potential
 from ase_equivariant.storage import write_atomically
-from ase_equivariant.training.config import TrainConfig, read_config, with_radii
+from ase_equivariant.training.config import TrainConfig, check_model, read_config, read_yaml
 from ase_equivariant.training.parsing import parse, shown
+from ase_equivariant.training.sets import load_sets
 from ase_equivariant.training.train import train_as
 
 FIXED = ("name", "output")  # the grid itself decides them
@@ -68,6 +68,7 @@ def ablate(config_path: Path | str, vary: Sequence[str], jobs: int, console: Con
     done = {point.label: result for point in points if (result := finished(folder, point))}
     waiting = [point for point in points if point.label not in done]
     tell(console, f"{len(points)} runs below {folder}, {len(done)} of them finished")
+    check_data(waiting, root)
     failed: dict[str, str] = {}
     for point, outcome in run_all(waiting, root, jobs):
         if isinstance(outcome, dict):
@@ -103,9 +104,9 @@ def parse_axis(text: str, raw: dict) -> tuple[str, list]:
     """ "l_max=1,2" → ("model.l_max", [1, 2]); values are YAML, so that lists can be given in brackets."""
     name, equals, listed = text.partition("=")
     try:
-        values = yaml.safe_load(f"[{listed}]")
-    except yaml.YAMLError:
-        raise InputError(f"values of {name} are {shown(listed)}; give them as value,value") from None
+        values = read_yaml(f"[{listed}]", "the list")
+    except InputError as error:
+        raise InputError(f"values of {name} are {shown(listed)}; give them as value,value: {error}") from None
     if not equals or not values:
         raise InputError(f"axis {shown(text)} has no values; give it as axis=value,value")
     return resolve(name, raw), values
@@ -143,21 +144,29 @@ def make_point(raw: dict, settings: dict[str, Any]) -> Point:
                 raise InputError(f"no axis {shown(path)}: {part} is no section of the configuration")
         section[name] = value
     changed["output"] = str(Path(raw["output"]) / label)
-    config = parse(TrainConfig, changed, "")
     try:
-        build_unweighted(config.architecture, with_stand_ins(config.model), torch.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{label}: model: {error}") from None
+        check_model(parse(TrainConfig, changed, ""))
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from None
     return Point(label, settings, changed)
 
 
-def with_stand_ins(model: dict) -> dict:
-    """A model's settings with others in place of what the data decide, and as many species as its tables have."""
-    repulsion = model.get("pair_repulsion")
-    radii = repulsion.get("radii") if isinstance(repulsion, dict) else None
-    tables = [table for table in (radii, model.get("covalent_radii"), model.get("species_neighbors")) if table]
-    count = max([1, *(len(table) for table in tables if isinstance(table, list))])
-    return {"num_species": count, "avg_num_neighbors": 10.0, **with_radii(model, [1] * count)}
+def check_data(points: list[Point], root: Path) -> None:
+    """Raise the InputError of structures that cannot be trained on, or of a model that is not for their elements.
+
+    What points have in common is read once.
+    """
+    elements: dict[str, list[int]] = {}
+    for point in points:
+        config = parse(TrainConfig, point.raw, "")
+        loss = config.loss  # says which labels and which elements must be there
+        data = repr((config.data, loss.energy > 0, loss.forces > 0, loss.stress > 0, sorted(loss.forces_factors)))
+        try:
+            if data not in elements:
+                elements[data] = load_sets(config, root).numbers
+            check_model(config, elements[data])
+        except InputError as error:
+            raise InputError(f"{point.label}: {error}") from None
 
 
 def finished(folder: Path, point: Point) -> dict | None:

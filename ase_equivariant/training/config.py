@@ -6,19 +6,29 @@ folder of the configuration file, so that a committed configuration works in eve
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols, covalent_radii
 
-from ase_equivariant.architectures import ARCHITECTURES
-from ase_equivariant.training.parsing import parse, shown
+from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
+from ase_equivariant.training.parsing import parse, shown, with_numbers
 
-DECIDED = {"num_species", "num_heads", "attributes"}  # settings of a model that a configuration cannot make
+MAX_CUTOFF = 100.0  # Å, as in architectures.validation: beyond, neighbour lists are of everything with everything
+MAX_DRAWN = 10**8  # structures per epoch; an epoch's draws are an array in memory
+MAX_NAME = 200  # bytes; file systems take 255, and temporary files have longer names
+BY_DATA = "a model without num_species and num_heads, which the data decide"
+DECIDED = {  # settings of a model that a configuration cannot make, and why
+    "num_species": BY_DATA,
+    "num_heads": BY_DATA,
+    "attributes": "a model without attributes, such as charges of structures, which training does not support",
+}
 
 
 def check(config: object, section: str, **rules: tuple[object, str]) -> None:
@@ -77,7 +87,10 @@ class DataConfig:
             "data",
             valid=((self.valid is None) != (fraction is None), "structures, or null with a valid_fraction"),
             valid_fraction=(fraction is None or 0 < fraction < 1, "between 0 and 1, or null"),
-            epoch_structures=(self.epoch_structures is None or self.epoch_structures > 0, "1 or more, or null"),
+            epoch_structures=(
+                self.epoch_structures is None or 0 < self.epoch_structures <= MAX_DRAWN,
+                f"1 to {MAX_DRAWN}, or null",
+            ),
             batch_size=(self.batch_size > 0, "1 or more"),
             config_type_weights=(
                 all(w > 0 for w in self.config_type_weights.values()),
@@ -111,11 +124,10 @@ class LossConfig:
     huber_delta: float | None = None
 
     def __post_init__(self):
-        positive = self.energy + self.forces + self.stress > 0
         check(
             self,
             "loss",
-            energy=(self.energy >= 0 and positive, "0 or more, and one weight above 0"),
+            energy=(self.energy >= 0, "0 or more"),
             forces=(self.forces >= 0, "0 or more"),
             stress=(self.stress >= 0, "0 or more"),
             forces_factors=(
@@ -124,6 +136,8 @@ class LossConfig:
             ),
             huber_delta=(self.huber_delta is None or self.huber_delta > 0, "above 0, or null"),
         )
+        if self.energy == self.forces == self.stress == 0:
+            raise InputError("loss.energy, loss.forces and loss.stress are 0; allowed: one weight above 0")
 
 
 @dataclass(frozen=True)
@@ -221,21 +235,79 @@ class TrainConfig:
     golden: int = 3
 
     def __post_init__(self):
-        cutoff = self.model.get("cutoff")
         check(
             self,
             "",
-            name=(self.name and not set(self.name) & set("/\\"), "a file name without folder"),
-            architecture=(self.architecture in ARCHITECTURES, ", ".join(ARCHITECTURES)),
-            model=(
-                isinstance(cutoff, (int, float)) and cutoff > 0 and not DECIDED & set(self.model),
-                "a section with a positive cutoff, Å, without num_species and num_heads, which the data decide, "
-                "and without attributes, such as charges of structures, which training does not support",
+            name=(
+                _names_a_file(self.name),
+                f"a file name without folder and unprintable characters, at most {MAX_NAME} bytes",
             ),
+            output=(_is_path(self.output), "the path of a folder"),
+            start=(self.start is None or _is_path(self.start), "a model's name, the path of its file, or null"),
+            architecture=(self.architecture in ARCHITECTURES, ", ".join(ARCHITECTURES)),
             scale=(self.scale is None or self.start is None, "null with start, whose own is kept"),
             seed=(0 <= self.seed < 2**63, "0 or more, below 2**63"),
             golden=(self.golden >= 0, "0 or more"),
         )
+        settings = ARCHITECTURES[self.architecture].Config
+        object.__setattr__(self, "model", with_numbers(settings, self.model))
+        check_settings(self.model, [f.name for f in fields(settings)])
+
+
+def _names_a_file(name: str) -> bool:
+    printable = bool(name) and name.isprintable() and not set(name) & set("/\\")
+    return printable and len(name.encode()) <= MAX_NAME
+
+
+def _is_path(text: str) -> bool:
+    """Whether the system can be asked for it at all; surrogates, say, cannot be encoded."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def check_settings(model: dict, known: Sequence[str]) -> None:
+    """Raise the InputError of unknown settings, of those that a configuration cannot make, and of a wrong cutoff."""
+    for name, value in model.items():
+        if name in DECIDED:
+            raise InputError(f"model.{name} is {shown(value)}; allowed: {DECIDED[name]}")
+        if name not in known:
+            allowed = ", ".join(key for key in known if key not in DECIDED)
+            raise InputError(f"unknown key {shown(name)} in model; allowed: {allowed}")
+    rule = f"a number above 0, at most {MAX_CUTOFF:g}, in Å"
+    if "cutoff" not in model:
+        raise InputError(f"model lacks the key 'cutoff'; allowed: {rule}")
+    cutoff = model["cutoff"]
+    if type(cutoff) not in (int, float) or not 0 < cutoff <= MAX_CUTOFF:
+        raise InputError(f"model.cutoff is {shown(cutoff)}; allowed: {rule}")
+
+
+def check_model(config: TrainConfig, numbers: Sequence[int] | None = None) -> None:
+    """Raise the InputError of a model that cannot be made of these elements, or of any where no data are read yet.
+
+    What a configuration with a start leaves open is as in the start, with which the rest is compared when that is read;
+    only its pair repulsion may be another.
+    """
+    free = config.model if config.start is None else ("cutoff", "pair_repulsion")
+    settings = {name: value for name, value in config.model.items() if name in free}
+    try:
+        build_unweighted(config.architecture, with_stand_ins(settings, numbers), torch.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model: {error}") from None
+    except (RuntimeError, MemoryError) as error:  # what torch says of sizes that no memory has
+        raise InputError(f"model: it cannot be made, take fewer channels or narrower networks: {error}") from None
+
+
+def with_stand_ins(model: dict, numbers: Sequence[int] | None) -> dict:
+    """A model's settings with others in place of what the data decide, and as many species as its tables have if the
+    elements are not known."""
+    repulsion = model.get("pair_repulsion")
+    radii = repulsion.get("radii") if isinstance(repulsion, dict) else None
+    tables = [table for table in (radii, model.get("covalent_radii"), model.get("species_neighbors")) if table]
+    count = max([1, *(len(table) for table in tables if isinstance(table, list))])
+    numbers = [1] * count if numbers is None else numbers
+    return {"num_species": len(numbers), "avg_num_neighbors": 10.0, **with_radii(model, numbers)}
 
 
 def with_radii(model: dict, numbers: Sequence[int]) -> dict:
@@ -251,14 +323,43 @@ def with_radii(model: dict, numbers: Sequence[int]) -> dict:
 def read_config(path: Path) -> tuple[TrainConfig, dict]:
     """Read CONFIG.yaml; also returns the plain dictionary it holds, which goes into the model file."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply for a configuration") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(text, str(path))
     try:
         return parse(TrainConfig, raw, ""), raw
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def read_yaml(text: str | bytes, name: str) -> Any:
+    """YAML as plain data; the InputError of what is none calls it `name`."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise InputError(f"{name} is nested too deeply for a configuration") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, and says where a value is that cannot be converted."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                problem = f"the key {shown(key.value)} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:  # conversions raise whatever they stumble over
+            problem = f"{shown(node.value)} is no value: {error}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import InputError
+from ase.data import chemical_symbols
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
@@ -60,6 +61,7 @@ def read_structures(paths: Sequence[Path], keys: Keys, loss: LossConfig) -> list
             frames = ase.io.read(path, index=":")
         except Exception as error:  # ASE's readers raise whatever their parsing raises
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            reason = "it is a directory" if path.is_dir() else reason  # which some formats are
             raise InputError(f"cannot read structures from {path}: {reason}") from None
         if not frames:
             raise InputError(f"{path} holds no structures")
@@ -70,6 +72,10 @@ def read_structures(paths: Sequence[Path], keys: Keys, loss: LossConfig) -> list
 def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Structure:
     """Check one structure and its labels."""
     n = len(atoms)
+    if n == 0:
+        raise InputError(f"{source} has no atoms; remove it")
+    if strange := sorted(set(atoms.numbers.tolist()) - set(range(1, len(chemical_symbols)))):
+        raise InputError(f"{source} has the atomic numbers {strange}; allowed: 1 to {len(chemical_symbols) - 1}")
     energy = find_label(atoms, "energy", keys.energy, [()], loss.energy > 0, source)
     forces = find_label(atoms, "forces", keys.forces, [(n, 3)], loss.forces > 0 and n > 1, source)
     stress = find_label(atoms, "stress", keys.stress, [(6,), (3, 3), (9,)], False, source)
@@ -165,7 +171,12 @@ def split(structures: list[Structure], fraction: float, seed: int) -> tuple[list
 
 def type_weights(structures: list[Structure], table: dict[str, float]) -> np.ndarray:
     """Weight [n_structures] of each structure's `config_type`, 1 where `table` does not name it."""
-    return np.array([table.get(s.atoms.info.get("config_type"), 1.0) for s in structures])
+    return np.array([table.get(config_type(s), 1.0) for s in structures])
+
+
+def config_type(structure: Structure) -> str:
+    """The word under `config_type` in its `info`, which ASE may have read as a number; empty where there is none."""
+    return str(structure.atoms.info.get("config_type", ""))
 
 
 def element_weights(structures: list[Structure], weights: np.ndarray) -> np.ndarray:

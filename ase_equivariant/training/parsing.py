@@ -40,6 +40,26 @@ def parse(kind: type, value: object, name: str) -> Any:
     raise InputError(f"{name} is {shown(value)}; allowed: {describe(kind)}")
 
 
+def with_numbers(kind: type, value: object) -> Any:
+    """`value`, with floats for the words that YAML makes of numbers such as 1e-3 where the annotated type has floats.
+
+    Anything else stays as it is, for the type itself to check.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is float and isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        return {key: with_numbers(hints.get(key, Any), item) for key, item in value.items()}
+    if origin is tuple and isinstance(value, list):
+        return [with_numbers(arguments[0], item) for item in value]
+    if origin in (Union, types.UnionType) and str not in arguments:
+        for each in arguments:
+            value = with_numbers(each, value)
+    return value
+
+
 def parse_section(kind: type, value: object, name: str) -> Any:
     """A mapping as the dataclass `kind`."""
     title = name or "the configuration"

@@ -11,12 +11,14 @@ import torch
 from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
 
+from ase_equivariant.text import said, shown
 from ase_equivariant.training.config import DataConfig, TrainConfig
 from ase_equivariant.training.data import (
     Batch,
     Draw,
     Structure,
     collate,
+    config_type,
     element_weights,
     make_batch,
     read_structures,
@@ -49,7 +51,9 @@ def load_sets(config: TrainConfig, root: Path) -> Sets:
         structures = read_structures([root / path for path in paths], config.data.keys, config.loss)
         return [without_offset(s, config.data.stress_offset) for s in structures]
 
-    train, valid = read(config.data.train), read(config.data.valid)
+    train = read(config.data.train)
+    check_types(config.data.config_type_weights, train)
+    valid = read(config.data.valid)
     test = config.data.test if isinstance(config.data.test, dict) else {"test": config.data.test}
     tests = {label: structures for label, paths in test.items() if (structures := read(paths))}
     if config.loss.stress > 0 and all(s.stress is None for s in train):
@@ -79,6 +83,14 @@ def is_alone(structure: Structure, config: TrainConfig) -> bool:
     """Whether it is one atom without neighbours."""
     numbers = structure.atoms.numbers
     return len(numbers) == 1 and make_batch(structure, numbers, float(config.model["cutoff"])).graph.n_edges == 0
+
+
+def check_types(weights: dict[str, float], train: list[Structure]) -> None:
+    """Raise the `InputError` of weights of config_types that no training structure has."""
+    there = {config_type(s) for s in train} - {""}
+    if unknown := sorted(set(weights) - there):
+        allowed = f"the config_types of data.train, {said(', '.join(sorted(there)))}" if there else "none, it has none"
+        raise InputError(f"data.config_type_weights has {', '.join(map(shown, unknown))}; allowed: {allowed}")
 
 
 def check_elements(places: dict[str, Iterable[str]], known: list[str]) -> None:

@@ -25,7 +25,7 @@ from ase_equivariant.checkpoint import load_potential, save_potential
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
 from ase_equivariant.training.assess import Assessor
-from ase_equivariant.training.config import TrainConfig, read_config, with_radii
+from ase_equivariant.training.config import TrainConfig, check_model, read_config, with_radii
 from ase_equivariant.training.loss import Loss
 from ase_equivariant.training.module import TrainingModule
 from ase_equivariant.training.progress import AtomicCheckpoints, Bookkeeper
@@ -50,6 +50,7 @@ def train_as(config: TrainConfig, raw: dict, root: Path, console: Console) -> Pa
     path = folder / f"{config.name}.safetensors"
     if config.start is not None and resolve(start_model(config, root)).resolve() == path.resolve():
         raise InputError(f"start is {config.start!r}, the very file that is written; give it another name")
+    check_model(config)
     sets = load_sets(config, root)
     potential = initial_potential(config, sets, root)
     announce(console, config, sets, potential)
