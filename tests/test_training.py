@@ -316,6 +316,9 @@ def test_radii_that_a_configuration_leaves_open_are_covalent(sets):
     assert started.architecture.config.pair_repulsion.radii == (1.0, 1.1)
     weights = zip(started.parameters(), load_potential(first).parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in weights)
+    few = {**left_open, "pair_repulsion": {"radii": [1.0]}}
+    with pytest.raises(InputError, match="model: .*radii"):
+        quietly(write_config(sets, **{**again, "output": "other"}, model=few))
     with pytest.raises(InputError, match="has another distance_transform than"):
         quietly(write_config(sets, **{**again, "output": "other"}, model={**closer, "distance_transform": "soft"}))
 

@@ -16,7 +16,7 @@ from ase_equivariant.derivatives import predict
 from ase_equivariant.download import file_sha256
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
-from ase_equivariant.training.config import Metadata, TrainConfig, with_radii
+from ase_equivariant.training.config import Metadata, TrainConfig, check_model, with_radii
 from ase_equivariant.training.sets import Sets
 from ase_equivariant.zoo import available_models, resolve
 
@@ -34,6 +34,7 @@ def started_from(model: str | Path, config: TrainConfig, sets: Sets) -> Potentia
     """
     potential = load_potential(model).astype(getattr(torch, config.precision)).eval()
     check_trainable(model, potential, sets)
+    check_model(config, sets.numbers)
     own = json.loads(json.dumps(asdict(potential.architecture.config)))
     asked = with_radii(config.model, sets.numbers)
     changed = [name for name, value in asked.items() if name != "pair_repulsion" and own.get(name) != value]
