@@ -6,7 +6,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 import torch
 from structures import STRUCTURES
-from tiny import TINY, tiny_potential
+from tiny import TINY, tiny_potential, unused_irreps
 
 from ase_equivariant.architectures import ARCHITECTURES, build
 from ase_equivariant.checkpoint import load_potential, save_potential
@@ -28,7 +28,19 @@ BAD = {
     "hidden_irreps": "4x1o",
     "interaction_first": "gated",
     "readout_mlp": -1,
+    "bessel_decay": -1.0,
+    "bessel_norm": "none",
+    "trainable_bessel": None,
+    "radial": "mlp",
+    "parity": 1,
+    "embedding_channels": -1,
+    "skip": "none",
+    "resnet": "yes",
+    "normalisation": "layer",
+    "species_neighbors": [1.0],
+    "pair_repulsion": {"radii": [0.3]},
 }
+SETTINGS = [(name, f.name) for name, kind in ARCHITECTURES.items() for f in fields(kind.Config) if f.name in BAD]
 
 
 @pytest.fixture
@@ -114,8 +126,13 @@ def test_configs_name_what_they_share_alike(architecture):
     assert {f.name for f in fields(ARCHITECTURES[architecture].Config)} >= set(SHARED)
 
 
-@pytest.mark.parametrize("field", SHARED)
-def test_a_bad_setting_is_named_with_its_value_and_its_architecture(field, architecture, settings):
+@pytest.mark.parametrize("name", ["nequip", "botnet"])  # those of MACE are in test_mace.py
+def test_every_setting_has_a_bad_value_above(name):
+    assert {f.name for f in fields(ARCHITECTURES[name].Config)} == {field for kind, field in SETTINGS if kind == name}
+
+
+@pytest.mark.parametrize(("architecture", "field"), SETTINGS)
+def test_a_bad_setting_is_named_with_its_value_and_its_architecture(architecture, field, settings):
     with pytest.raises(ValueError, match=f"^{field} = .* in the {architecture} config: it must be "):
         build(architecture, {**settings, field: BAD[field]})
 
@@ -128,3 +145,8 @@ def test_unknown_settings_are_named(architecture, settings):
 def test_defaults_of_every_architecture_can_be_built(architecture):
     minimal = {"num_species": 1, "cutoff": 5.0, "avg_num_neighbors": 10.0}
     assert sum(weight.numel() for weight in build(architecture, minimal).parameters()) > 1000
+
+
+def test_defaults_name_no_irrep_that_no_layer_carries(architecture):
+    assert unused_irreps(architecture, {}) == []
+    assert unused_irreps("nequip", {"num_interactions": 2, "l_max": 1, "hidden_irreps": "2x0e+2x1o+2x1e"}) == ["2x1e"]
