@@ -1,16 +1,17 @@
 """What every registered architecture is: scriptable, storable, and decided by its config and its seed alone."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from structures import STRUCTURES
-from tiny import TINY, tiny_potential
+from tiny import TINY, tiny_potential, unused_irreps
 
 from ase_equivariant.architectures import ARCHITECTURES, build
 from ase_equivariant.checkpoint import load_potential, save_potential
 from ase_equivariant.derivatives import predict
+from ase_equivariant.potential import TABLES
 
 SHARED = ["num_species", "cutoff", "avg_num_neighbors", "num_bessel", "envelope_power", "radial_mlp", "l_max"]
 SHARED += ["hidden_irreps", "num_interactions", "interaction_first", "readout_mlp", "num_heads"]
@@ -27,7 +28,19 @@ BAD = {
     "hidden_irreps": "4x1o",
     "interaction_first": "gated",
     "readout_mlp": -1,
+    "bessel_decay": -1.0,
+    "bessel_norm": "none",
+    "trainable_bessel": None,
+    "radial": "mlp",
+    "parity": 1,
+    "embedding_channels": -1,
+    "skip": "none",
+    "resnet": "yes",
+    "normalisation": "layer",
+    "species_neighbors": [1.0],
+    "pair_repulsion": {"radii": [0.3]},
 }
+SETTINGS = [(name, f.name) for name, kind in ARCHITECTURES.items() for f in fields(kind.Config) if f.name in BAD]
 
 
 @pytest.fixture
@@ -53,9 +66,16 @@ def test_a_saved_potential_returns_bit_for_bit(architecture, dtype, tmp_path, gr
     save_potential(potential, tmp_path / "a.safetensors")
     loaded = load_potential(tmp_path / "a.safetensors")
     assert loaded.architecture.config == potential.architecture.config
-    graph = graph_of(STRUCTURES["triclinic"]())
-    assert torch.equal(predict(loaded, graph).forces, predict(potential, graph).forces)
-    assert predict(potential, graph).forces.abs().max() > 0.01
+    assert loaded.heads == potential.heads
+    for name in TABLES:
+        assert torch.equal(getattr(loaded, name), getattr(potential, name)), name
+        assert getattr(potential, name).unique().numel() == 2 * len(potential.atomic_numbers)
+    graph = replace(graph_of(*2 * [STRUCTURES["triclinic"]()]), heads=torch.tensor([0, 1]))
+    found, expected = predict(loaded, graph), predict(potential, graph)
+    for name in ("energy", "node_energies", "forces", "strain_gradient"):
+        first, second = getattr(expected, name).chunk(2)
+        assert torch.equal(getattr(found, name), torch.cat([first, second])), name
+        assert (first - second).abs().max() > 0.01
 
 
 def test_another_precision_keeps_the_weights_and_gives_nearly_the_same_numbers(architecture, graph_of):
@@ -106,8 +126,13 @@ def test_configs_name_what_they_share_alike(architecture):
     assert {f.name for f in fields(ARCHITECTURES[architecture].Config)} >= set(SHARED)
 
 
-@pytest.mark.parametrize("field", SHARED)
-def test_a_bad_setting_is_named_with_its_value_and_its_architecture(field, architecture, settings):
+@pytest.mark.parametrize("name", ["nequip", "botnet"])  # those of MACE are in test_mace.py
+def test_every_setting_has_a_bad_value_above(name):
+    assert {f.name for f in fields(ARCHITECTURES[name].Config)} == {field for kind, field in SETTINGS if kind == name}
+
+
+@pytest.mark.parametrize(("architecture", "field"), SETTINGS)
+def test_a_bad_setting_is_named_with_its_value_and_its_architecture(architecture, field, settings):
     with pytest.raises(ValueError, match=f"^{field} = .* in the {architecture} config: it must be "):
         build(architecture, {**settings, field: BAD[field]})
 
@@ -120,3 +145,8 @@ def test_unknown_settings_are_named(architecture, settings):
 def test_defaults_of_every_architecture_can_be_built(architecture):
     minimal = {"num_species": 1, "cutoff": 5.0, "avg_num_neighbors": 10.0}
     assert sum(weight.numel() for weight in build(architecture, minimal).parameters()) > 1000
+
+
+def test_defaults_name_no_irrep_that_no_layer_carries(architecture):
+    assert unused_irreps(architecture, {}) == []
+    assert unused_irreps("nequip", {"num_interactions": 2, "l_max": 1, "hidden_irreps": "2x0e+2x1o+2x1e"}) == ["2x1e"]

@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from blocks import assert_same
 from structures import STRUCTURES
-from tiny import tiny_potential
+from tiny import tiny_potential, unused_irreps
 
 from ase_equivariant.architectures import build
 from ase_equivariant.derivatives import predict
@@ -156,6 +156,8 @@ def test_radial_functions_of_elements_are_linear_in_the_bessel_functions():
 
 # Settings ------------------------------------------------------------------------------------------------------------
 
+ALL_KINDS = {"num_interactions": 6, "hidden_irreps": "4x0e+1x0o+3x1o+2x1e+2x2e+1x2o"}  # 0o takes six layers
+
 
 @pytest.mark.parametrize(
     ("field", "value"),
@@ -182,7 +184,7 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"readout_mlp": 0},
         {"interaction_first": "residual"},
         {"num_interactions": 1},
-        {"num_interactions": 5, "hidden_irreps": "4x0e+1x0o+3x1o+2x1e+2x2e+1x2o"},
+        ALL_KINDS,
         {"l_max": 0, "hidden_irreps": "4x0e"},
         {"hidden_irreps": "5x0e+2x2e"},
         {"envelope_power": 2, "num_bessel": 3},
@@ -200,3 +202,8 @@ def test_every_kind_of_model_is_invariant_and_another_one(settings, rotation):
     assert prediction.forces.abs().max() > 0.01
     default = predict(tiny_potential("botnet"), graph_of(potential, atoms))
     assert (default.energy - prediction.energy).abs().item() > 1e-4
+
+
+def test_odd_scalars_take_six_layers():
+    assert unused_irreps("botnet", {"l_max": 2, **ALL_KINDS}) == []
+    assert unused_irreps("botnet", {"l_max": 2, **ALL_KINDS, "num_interactions": 5}) == ["1x0o"]

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase.io import read
 from tiny import tiny_potential
@@ -48,19 +49,21 @@ def test_an_example_is_short_and_runs(name, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "number", "expected", "tolerance"),
+    ("name", "steps", "numbers", "expected", "tolerance"),
     [
-        ("hydrogen_transfer.py", 300, r"barrier ([\d.]+) meV", 9.1, 0.5),  # 14.1 in the energies of the set
-        ("torsion_scan.py", 200, r"barrier ([\d.]+) meV", 4.7, 0.3),
-        ("spectrum.py", 1000, r"stretching (\d+) 1/cm", 3083, 60),  # as far as half a picosecond tells
-        ("torsions.py", 600, r"angle ([\d.]+) degrees", 118.5, 1),
+        ("hydrogen_transfer.py", 300, r"barrier ([\d.]+) meV", [9.1], [0.5]),  # 14.1 in the energies of the set
+        ("torsion_scan.py", 200, r"barrier ([\d.]+) meV", [4.7], [0.3]),
+        ("spectrum.py", 1000, r"stretching (\d+) 1/cm", [3083], [60]),  # as far as half a picosecond tells
+        # the thermostat has only begun: one at 100 K has come to 244, one at 1500 K to 1086
+        ("torsions.py", 600, r"angle ([\d.]+) degrees at (\d+) K", [118.5, 551], [1, 60]),
     ],
 )
-def test_molecules_as_their_models_see_them(name, steps, number, expected, tolerance, tmp_path, monkeypatch, capsys):
+def test_molecules_as_their_models_see_them(name, steps, numbers, expected, tolerance, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = re.sub(r"(?<=STEPS = )\d+", str(steps), (EXAMPLES / name).read_text())
     exec(compile(source, name, "exec"), {"__name__": "__main__", "__file__": str(EXAMPLES / name)})
-    assert float(re.search(number, capsys.readouterr().out)[1]) == pytest.approx(expected, abs=tolerance)
+    found = np.array(re.search(numbers, capsys.readouterr().out).groups(), dtype=float)
+    assert (abs(found - expected) < tolerance).all(), found
 
 
 def test_the_demo_relaxes_heats_and_leaves_pictures_trajectories_and_logs(tmp_path, monkeypatch, capsys):

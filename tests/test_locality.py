@@ -1,6 +1,7 @@
 """What is far away does not matter, and it stops to matter smoothly; for every architecture."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from tiny import tiny_potential
 
 from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.derivatives import predict
-from ase_equivariant.graph import from_atoms
+from ase_equivariant.graph import concatenate, from_atoms
 
 WITH_SHARES = [name for name, kind in ARCHITECTURES.items() if hasattr(kind, "contributions")]  # a readout per layer
+SYMBOLS = ["H", "C", "O", "Si", "Cu"]
 
 
 def node_energies_of(potential, graph):
@@ -100,17 +102,40 @@ def test_two_molecules_far_apart_add(potential, graph_of):
     assert abs(energies[3] - energies[0] - energies[1]) > 0.01
 
 
-@pytest.mark.parametrize("atoms", [Atoms("C"), Atoms("C", positions=[[7, 8, 9]], cell=9 * np.eye(3), pbc=True)])
-def test_an_isolated_atom_has_the_constant_of_its_species_and_no_force(atoms, potential, graph_of):
-    graph = graph_of(atoms, Atoms("C"), Atoms("O"))
-    prediction = predict(potential, graph)
+@pytest.mark.parametrize("settings", [{}, {"interaction_first": "residual"}], ids=str)
+def test_an_isolated_atom_has_an_energy_of_interaction_from_a_residual_first_layer_only(settings, architecture):
+    """And no force; else exactly the constants of its species."""
+    potential = tiny_potential(architecture, **settings)
+    alone = [Atoms(s, positions=[[7, 8, 9]], cell=9 * np.eye(3), pbc=pbc) for s in SYMBOLS for pbc in (False, True)]
+    graph = concatenate([from_atoms(atoms, potential.atomic_numbers, potential.cutoff) for atoms in alone])
     assert graph.n_edges == 0
+    prediction = predict(potential, graph)
     assert (prediction.forces == 0).all()
-    own = potential.architecture(graph.vectors(), graph.species, graph.senders, graph.receivers)[:, 0]
-    constants = potential.atomic_energies[0] + potential.shift[0]
-    assert_same(prediction.energy, constants[graph.species] + potential.scale[0][graph.species] * own)
-    assert prediction.energy[0] == prediction.energy[1]
-    assert prediction.energy[0] != prediction.energy[2]
+    molecules, crystals = (prediction.node_energies - sum_of_constants(potential)[graph.species]).view(-1, 2).T
+    assert torch.equal(molecules, crystals)
+    residual = potential.architecture.config.interaction_first == "residual"
+    assert (molecules == 0).tolist() == [not residual] * len(SYMBOLS)
+    assert (molecules.abs() > 1e-3).tolist() == [residual] * len(SYMBOLS)
+    assert sum_of_constants(potential).unique().shape == (len(SYMBOLS),)
+
+
+def sum_of_constants(potential):
+    return potential.atomic_energies[0] + potential.shift[0]
+
+
+def test_a_neighbour_of_any_species_that_leaves_leaves_the_isolated_atom_behind(potential, graph_of):
+    """At a thousandth of the cutoff before it; at half of it, each neighbour does something else to each atom."""
+    alone = predict(potential, graph_of(*map(Atoms, SYMBOLS))).node_energies.repeat_interleave(len(SYMBOLS))
+    pairs = list(product(SYMBOLS, repeat=2))
+
+    def difference(share):
+        atoms = [Atoms(pair, [[0, 0, 0], [0, share * potential.cutoff, 0]]) for pair in pairs]
+        return predict(potential, graph_of(*atoms)).node_energies[::2] - alone
+
+    assert (difference(1.001) == 0).all()
+    assert 0 < difference(0.999).abs().max() < 1e-5
+    assert difference(0.5).abs().min() > 1e-4
+    assert difference(0.5).unique().shape == alone.shape
 
 
 @pytest.mark.parametrize("name", WITH_SHARES)

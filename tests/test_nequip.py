@@ -6,12 +6,15 @@ import pytest
 import torch
 from ase import Atoms
 from blocks import assert_same
+from graphs import assert_eager_to_the_last_digits, batch
 from structures import STRUCTURES
-from tiny import tiny_potential
+from tiny import tiny_potential, unused_irreps
 
 from ase_equivariant.architectures import build
 from ase_equivariant.derivatives import predict
 from ase_equivariant.graph import concatenate, from_atoms
+from ase_equivariant.inference.numba import Numba
+from ase_equivariant.inference.torchscript import TorchScript
 
 GOOD = {"num_species": 2, "cutoff": 4.0, "avg_num_neighbors": 10.0}
 DEEP = {"num_interactions": 6, "hidden_irreps": "4x0e+2x0o+3x1o+2x1e"}
@@ -54,6 +57,11 @@ def features_of(potential, graph):
         ("l_max", 7),
         ("embedding_channels", -1),
         ("embedding_channels", 20000),
+        *[("species_neighbors", given) for given in ([1.0], [1.0, 0.0], [1.0, float("inf")], [1.0, None], 2.0, None)],
+        *[
+            ("pair_repulsion", given)
+            for given in ({}, {"radii": [0.3]}, {"decay": 1.0, "radii": [0.3, 0.7]}, 0.3, True)
+        ],
         *[("hidden_irreps", text) for text in ("4x0o", "4x0e+4x3o", "4x0e+4x0e", "99999x0e", "all", "", None)],
     ],
 )
@@ -208,6 +216,62 @@ def test_an_atom_begins_with_as_many_channels_as_the_embedding_has(channels, exp
     assert architecture.embedding.shape == (5, expected)
     assert architecture.layers[0].linear_up.maps[0].weight.shape == (expected, expected)
     assert architecture.layers[1].linear_up.maps[0].weight.shape == (4, 4)
+
+
+# Repulsion -----------------------------------------------------------------------------------------------------------
+
+RADII = (0.6, 1.2, 1.1, 1.6, 1.9)  # Å
+
+
+def zbl(r):
+    """Of C and O, which ends at the sum of their radii, in eV."""
+    x = r * (6**0.23 + 8**0.23) / 0.46853
+    screening = 0.1818 * (-3.2 * x).exp() + 0.5099 * (-0.9423 * x).exp()
+    screening = screening + 0.2802 * (-0.4028 * x).exp() + 0.02817 * (-0.2016 * x).exp()
+    y = (r / (RADII[1] + RADII[2])).clamp(max=1)
+    return 14.3996 * 6 * 8 / r * screening * (1 - 28 * y**6 + 48 * y**7 - 21 * y**8)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_repulsion_of_nuclei_is_added_to_what_the_layers_say(scaled):
+    with_it = tiny_potential("nequip", pair_repulsion={"radii": RADII, "scaled": scaled})
+    without = tiny_potential("nequip")
+    lengths = torch.tensor([0.3, 0.7, 1.5, 2.29, 2.31], dtype=torch.float64, requires_grad=True)
+    graph = graph_of(without, *[Atoms("CO", [[0, 0, 0], [r, 0, 0]]) for r in lengths.tolist()])
+    found, network = predict(with_it, graph), predict(without, graph)
+    factor = without.scale[0, [1, 2]].mean() if scaled else 1.0  # each atom takes half
+    repulsion = zbl(lengths) * factor
+    (slopes,) = torch.autograd.grad(repulsion.sum(), lengths)
+    assert_same(found.energy - network.energy, repulsion.detach())
+    assert_same(found.forces[1::2, 0] - network.forces[1::2, 0], -slopes)
+    assert repulsion[0] > 500
+    assert repulsion[3] > 0
+    assert (found.forces[-2:] == network.forces[-2:]).all()
+
+
+# Backends ------------------------------------------------------------------------------------------------------------
+
+RICH = {
+    **{"num_bessel": 4, "radial_mlp": (4,), "readout_mlp": 0, "normalisation": "rms"},
+    **{"num_interactions": 6, "hidden_irreps": "2x0e+2x0o+2x1o+2x1e", "pair_repulsion": {"radii": RADII}},
+}
+
+
+def rich(**settings):
+    return tiny_potential("nequip", heads=("first", "second"), **RICH | settings)
+
+
+@pytest.mark.parametrize("backend", [Numba, TorchScript])
+def test_backends_know_odd_scalars_and_repulsion(backend):
+    assert_eager_to_the_last_digits(backend(rich(), torch.device("cpu")), rich())
+
+
+def test_odd_scalars_and_repulsion_are_felt_there():
+    assert unused_irreps("nequip", {"l_max": 1, **RICH, "pair_repulsion": None}) == []
+    potential, mute = rich(), rich()
+    mute.architecture.layers[2].gate.odd_gain = 0.0
+    expected, *others = (predict(p, batch(p)).forces for p in (potential, mute, rich(pair_repulsion=None)))
+    assert all((other - expected).abs().max() > 0.1 for other in others)
 
 
 # Atoms without neighbours --------------------------------------------------------------------------------------------

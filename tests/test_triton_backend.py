@@ -24,7 +24,7 @@ from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed, CalculatorSetupError, InputError
 from graphs import assert_eager_to_the_last_digits, batch, same_bits
 from structures import copper, rattled
-from tiny import tiny_potential
+from tiny import tiny_potential, unused_irreps
 
 from ase_equivariant import EquivariantCalculator, device_list
 from ase_equivariant.derivatives import predict
@@ -38,7 +38,7 @@ CONFIGS = {
     "nequip": {
         **SMALL,
         "hidden_irreps": "3x0e+2x1o+2x1e+2x0o",
-        "num_interactions": 2,
+        "num_interactions": 6,  # as many as odd scalars need
         "normalisation": "rms",
         "resnet": True,
         "species_neighbors": (3.0, 5.0, 2.0, 7.0, 9.0),
@@ -257,6 +257,11 @@ def failures():
 @pytest.mark.parametrize("check", CHECKS)
 def test_triton(check, failures):
     assert not failures[check], failures[check]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_carry_every_irrep_of_the_configs(name):
+    assert unused_irreps(name, CONFIGS[name] | {"num_species": 5}) == []
 
 
 def failure_of(check):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ase_equivariant.architectures import build
+from ase_equivariant.architectures import ARCHITECTURES, build, build_unweighted
 from ase_equivariant.potential import Potential
 
 TINY = {
@@ -61,3 +61,16 @@ def tiny_potential(
         shift=table[2] - 0.5,
         heads=heads,
     )
+
+
+def unused_irreps(architecture: str, settings: dict) -> list[str]:
+    """Those of `hidden_irreps` without which a model has as many weights: no layer carries them."""
+    settings = {"num_species": 1, "cutoff": 4.0, "avg_num_neighbors": 4.0, **settings}
+    kinds = ARCHITECTURES[architecture].Config(**settings).hidden_irreps.split("+")
+
+    def weights(some):
+        model = build_unweighted(architecture, {**settings, "hidden_irreps": "+".join(some)}, torch.float32)
+        return sum(weight.numel() for weight in model.parameters())
+
+    dispensable = [kind for kind in kinds if not kind.endswith("x0e")]
+    return [kind for kind in dispensable if weights([k for k in kinds if k != kind]) == weights(kinds)]

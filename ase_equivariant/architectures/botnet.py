@@ -49,7 +49,7 @@ class BOTNetConfig:
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one
     l_max: int = 3  # of the edges' harmonics
-    hidden_irreps: str = "32x0e+32x0o+32x1o+32x1e+32x2e+32x2o+32x3o+32x3e"  # of the features between layers
+    hidden_irreps: str = "32x0e+32x1o+32x1e+32x2e+32x2o+32x3o+32x3e"  # of the features between layers
     num_interactions: int = 5
     interaction_first: str = "nonresidual"
     readout_mlp: int = 16  # hidden width of the last readout; 0: linear like the others

@@ -64,7 +64,7 @@ class NequIPConfig:
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
     l_max: int = 2  # of the edges' harmonics
     parity: bool = True  # O(3); else SO(3), with even irreps only
-    hidden_irreps: str = "32x0e+32x0o+32x1o+32x1e+32x2e+32x2o"  # of the features between layers
+    hidden_irreps: str = "32x0e+32x1o+32x1e+32x2e+32x2o"  # of the features between layers
     embedding_channels: int = 0  # of an atom before the first layer; 0: as many as there are even scalars
     num_interactions: int = 4
     interaction_first: str = "nonresidual"
