@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ase_equivariant"
 # A layer imports those before it and itself. Nothing but the command line imports training: serving works without it.
 LAYERS = (
+    "text",
     "nn",
     "architectures",
     "potential",
