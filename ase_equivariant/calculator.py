@@ -242,8 +242,8 @@ class EquivariantCalculator(Calculator):
         cell = self.atoms.cell
         with self._memory_for(f"{len(self.atoms)} atoms"):
             graph = self._graph(self.atoms, self._neighbors[self.keeps_edges])
-        voluminous = has_volume(cell)
-        if stress and not voluminous:
+        spans = has_volume(cell)
+        if stress and not spans:
             raise PropertyNotImplementedError("stress needs a cell with three lattice vectors; this one has no volume")
         self.calls += 1
         prediction = self._predict(graph, forces)
@@ -253,7 +253,7 @@ class EquivariantCalculator(Calculator):
         if forces:
             results["forces"] = _array(prediction.forces)
             extras["strain_gradient"] = _array(prediction.strain_gradient[0])
-        if forces and voluminous:
+        if forces and spans:
             results["stress"] = np.ascontiguousarray(
                 full_3x3_to_voigt_6_stress(extras["strain_gradient"] / cell.volume)
             )
@@ -296,8 +296,8 @@ class EquivariantCalculator(Calculator):
         return {}
 
     def __repr__(self) -> str:
-        said = [f"{key}={self.parameters[key]!r}" for key in ("device", "dtype", "backend")]
-        return f"{type(self).__name__}({', '.join([repr(self.parameters['model']), *said])})"
+        options = [f"{key}={self.parameters[key]!r}" for key in ("device", "dtype", "backend")]
+        return f"{type(self).__name__}({', '.join([repr(self.parameters['model']), *options])})"
 
     def __deepcopy__(self, memo: dict) -> EquivariantCalculator:
         """A calculator of its own that shares the weights, which never change."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import reprlib
 from difflib import get_close_matches
 from pathlib import Path
 
 from ase.calculators.calculator import InputError
 
 from ase_equivariant.published import obtain, published_models
+from ase_equivariant.text import shown
 
 PACKAGE = Path(__file__).parent
 # inside the package in a wheel, beside it in the source tree and in an editable install
@@ -32,9 +32,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     A name wins over a file of the same name; write "./name", a string, for the file: `Path` drops the dot.
     """
     if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
-        raise InputError(
-            f"a model is given by its name or by the path of its file, not by {reprlib.repr(name_or_path)}"
-        )
+        raise InputError(f"a model is given by its name or by the path of its file, not by {shown(name_or_path)}")
     names, name = available_models(), os.fspath(name_or_path)
     if name in names:
         return MODELS / f"{name}{SUFFIX}"

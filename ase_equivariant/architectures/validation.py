@@ -15,6 +15,7 @@ from ase_equivariant.nn.radial import BESSEL_NORMS
 # "residual" adds a map of the layer's input; "nonresidual" maps the message instead, by the weights of its species
 INTERACTIONS = ("nonresidual", "residual")
 MAX_CHANNELS = 10_000
+MAX_CUTOFF = 100.0  # Å; beyond, neighbour lists are of everything with everything
 
 
 def require(condition: bool, config: object, name: str, allowed: str) -> None:
@@ -35,7 +36,7 @@ def check_common(config: object, highest_l: int = 11) -> None:
         require(whole(getattr(config, name), 1), config, name, "a whole number >= 1")
     for name, high in {"num_bessel": 1000, "envelope_power": 100, "num_interactions": 10}.items():
         require(whole(getattr(config, name), 1, high), config, name, f"a whole number from 1 to {high}")
-    require(_positive(config.cutoff, 100.0), config, "cutoff", "a positive number of at most 100 Å")
+    require(_positive(config.cutoff, MAX_CUTOFF), config, "cutoff", f"a positive number of at most {MAX_CUTOFF:g} Å")
     require(_positive(config.avg_num_neighbors), config, "avg_num_neighbors", "a positive number")
     widths = config.radial_mlp
     proper = isinstance(widths, list | tuple) and len(widths) <= 10 and all(whole(width, 1) for width in widths)

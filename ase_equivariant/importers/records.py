@@ -49,7 +49,7 @@ def read_content(data: bytes) -> Content:
     except ForeignFileError:
         raise
     except KeyError as error:
-        raise ForeignFileError(f"it lacks {shown(error.args[0])}") from error
+        raise ForeignFileError(f"it lacks {shown(error.args[0] if error.args else '')}") from error
     except Exception as error:  # a damaged pickle raises whatever its opcodes run into
         raise ForeignFileError(f"it is damaged ({type(error).__name__}: {str(error)[:200]})") from error
 

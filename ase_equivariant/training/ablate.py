@@ -1,7 +1,7 @@
 """`ablate(config_path, vary)`: the same training with some fields of its configuration varied, and a comparison.
 
 Every point of the grid is a training run of its own, in a folder of its own below `output`; it resumes by itself, and a
-finished one is not repeated. All points and their data are checked before the first one is trained.
+finished one is not repeated. Models and structures of all points are checked before the first one is trained.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from rich.console import Console
 from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.checkpoint import load_potential
 from ase_equivariant.storage import write_atomically
+from ase_equivariant.text import shown
 from ase_equivariant.training.config import TrainConfig, check_model, read_config, read_yaml
-from ase_equivariant.training.parsing import parse, shown
+from ase_equivariant.training.parsing import parse
 from ase_equivariant.training.sets import load_sets
 from ase_equivariant.training.train import train_as
 
@@ -160,7 +161,8 @@ def check_data(points: list[Point], root: Path) -> None:
     for point in points:
         config = parse(TrainConfig, point.raw, "")
         loss = config.loss  # says which labels and which elements must be there
-        data = repr((config.data, loss.energy > 0, loss.forces > 0, loss.stress > 0, sorted(loss.forces_factors)))
+        weighed = (loss.energy > 0, loss.forces > 0, loss.stress > 0, sorted(loss.forces_factors))
+        data = repr((config.data, config.model["cutoff"], weighed))
         try:
             if data not in elements:
                 elements[data] = load_sets(config, root).numbers

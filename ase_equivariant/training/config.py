@@ -18,9 +18,10 @@ from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols, covalent_radii
 
 from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
-from ase_equivariant.training.parsing import parse, shown, with_numbers
+from ase_equivariant.architectures.validation import MAX_CUTOFF
+from ase_equivariant.text import shown
+from ase_equivariant.training.parsing import parse, with_numbers
 
-MAX_CUTOFF = 100.0  # Å, as in architectures.validation: beyond, neighbour lists are of everything with everything
 MAX_DRAWN = 10**8  # structures per epoch; an epoch's draws are an array in memory
 MAX_NAME = 200  # bytes; file systems take 255, and temporary files have longer names
 BY_DATA = "a model without num_species and num_heads, which the data decide"

@@ -19,6 +19,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from ase_equivariant.graph import Graph, concatenate, from_atoms
+from ase_equivariant.text import shown
 from ase_equivariant.training.config import Keys, LossConfig
 
 
@@ -111,7 +112,7 @@ def find_label(
     try:
         value = np.asarray(places[0][key], dtype=np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"{source}: {key!r} is {places[0][key]!r}, not numbers") from None
+        raise InputError(f"{source}: {key!r} is {shown(places[0][key])}, not numbers") from None
     if value.shape not in shapes:
         allowed = " or ".join(str(shape) for shape in shapes)
         raise InputError(f"{source}: {key!r} has shape {value.shape}; it must be {allowed}")

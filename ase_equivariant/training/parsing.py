@@ -68,7 +68,7 @@ def parse_section(kind: type, value: object, name: str) -> Any:
         raise InputError(f"{title} is {shown(value)}; allowed: a section with the keys {', '.join(known)}")
     for key in value:
         if key not in known:
-            raise InputError(f"unknown key {key!r} in {title}; allowed: {', '.join(known)}")
+            raise InputError(f"unknown key {shown(key)} in {title}; allowed: {', '.join(known)}")
     for key, f in known.items():
         if key not in value and f.default is MISSING and f.default_factory is MISSING:
             raise InputError(f"{title} lacks the key {key!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from ase_equivariant.zoo import available_models, resolve
 def start_model(config: TrainConfig, root: Path) -> str | Path:
     """`config.start`: the name of a shipped or published model, else a path relative to `root`."""
     named = config.start in available_models(published=True)
-    return config.start if named else root / config.start
+    return config.start if named else root.resolve() / config.start  # `./name` is a file, and stays a path
 
 
 def started_from(model: str | Path, config: TrainConfig, sets: Sets) -> Potential:
@@ -85,9 +85,9 @@ def check_trainable(model: str | Path, potential: Potential, sets: Sets) -> None
 def origin(model: str | Path, potential: Potential) -> dict[str, str]:
     """Which model it is, and what it says about itself that its heirs must say, too."""
     path = resolve(model)
-    kept = ("name", *Metadata.__dataclass_fields__)
-    said = {key: str(potential.metadata[key]) for key in kept if potential.metadata.get(key)}
-    return {"file": path.name, "sha256": file_sha256(path), **said}
+    kept = ("name", *(f.name for f in fields(Metadata)))
+    about = {key: str(potential.metadata[key]) for key in kept if potential.metadata.get(key)}
+    return {"file": path.name, "sha256": file_sha256(path), **about}
 
 
 def set_atomic_energies(potential: Potential, config: TrainConfig, sets: Sets) -> None:

@@ -76,9 +76,11 @@ def reference_labels(frame: Atoms, keys: Mapping[str, str] = KEYS) -> dict[str, 
         if (found := _find(frame, key)) is None:
             continue
         value = np.asarray(found)
-        if value.shape not in shapes[name] or value.dtype.kind not in "if":
+        if value.shape not in shapes[name] or value.dtype.kind not in "if" or not np.isfinite(value).all():
             allowed = " or ".join(str(shape) for shape in shapes[name])
-            raise InputError(f"{key!r} is no {name} of {frame.symbols}: it must be numbers of the shape {allowed}")
+            raise InputError(
+                f"{key!r} is no {name} of {frame.symbols}: it must be finite numbers of the shape {allowed}"
+            )
         labels[name] = float(value) if name == "energy" else value
     if labels.get("stress", np.empty(6)).shape != (6,):
         labels["stress"] = full_3x3_to_voigt_6_stress(labels["stress"].reshape(3, 3))
