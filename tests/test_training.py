@@ -943,7 +943,9 @@ def test_run_can_start_from_a_shipped_model_by_its_name(sets):
     frames = [labelled("Cu", seed) for seed in range(4)]
     names = start_model(read_config(write_config(sets, start="mace-mlearn"))[0], sets)
     path = start_model(read_config(write_config(sets, start="mace-mlearn.safetensors"))[0], sets)
-    assert (names, path) == ("mace-mlearn", sets / "mace-mlearn.safetensors")
+    assert (names, path) == ("mace-mlearn", sets.resolve() / "mace-mlearn.safetensors")
+    dotted = start_model(read_config(write_config(sets, start="./mace-mlearn"))[0], Path())
+    assert dotted == Path.cwd() / "mace-mlearn"  # not the relative `mace-mlearn`, which is a name
     ase.io.write(sets / "train.extxyz", frames)
     ase.io.write(sets / "valid.extxyz", frames[:1])
     with pytest.raises(
