@@ -69,12 +69,11 @@ def test_in_float64_the_twin_gives_the_same_to_rounding(architecture, settings):
 
 def test_the_twin_of_every_architecture_has_its_numbers_and_gradients(architecture):
     """What a new one inherits: no table and no kernel may stand for something else that it does with its edges."""
-    potential = tiny_potential(architecture, dtype=torch.float32)
+    potential = tiny_potential(architecture, dtype=torch.float32, num_interactions=2)
     graph = batch_of(potential)
     expected = numbers(potential.astype(torch.float64), graph)
     assert max(errors(numbers(accelerated(potential), graph), expected).values()) < 1e-3
-    exact = potential.astype(torch.float64)
-    assert max(errors(numbers(accelerated(exact), graph), expected).values()) < 1e-12
+    assert all(value.abs().max() > 1e-6 for value in expected.values())
 
 
 @pytest.mark.parametrize(("architecture", "settings"), [MODELS[0], *MODELS[3:]])

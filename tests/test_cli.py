@@ -367,7 +367,8 @@ def test_words_of_a_file_are_no_markup(run, model, silicon, tmp_path, monkeypatc
     assert "[/no]" in out
 
 
-def test_benchmark_of_a_model_that_no_backend_serves_says_why(run, model, silicon, tmp_path):
+def test_benchmark_of_a_model_that_no_backend_serves_says_why(run, model, silicon, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "BACKENDS", {"eager": inference.BACKENDS["eager"]})
     potential = load_potential(model)
     potential.atomic_energies += 1
     save_potential(potential, tmp_path / "wrong.safetensors")
