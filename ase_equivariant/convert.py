@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from ase.data import chemical_symbols
 
-from ase_equivariant.checkpoint import load_potential
-from ase_equivariant.download import file_sha256
+from ase_equivariant.checkpoint import load_with_sha256
 from ase_equivariant.golden import golden_probes
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head, fix_attributes, restricted
@@ -34,7 +33,7 @@ def convert(
         structure; such a model can be exported and trained, too
     about : what the file shall say of itself, such as `name`, `license`, `level_of_theory`; None leaves it as it is
     """
-    whole = load_potential(model)
+    whole, sha256 = load_with_sha256(model)
     potential = whole if elements is None and heads is None else restricted(whole, elements, heads)
     if fix is not None:
         potential = fix_attributes(potential, fix)
@@ -45,7 +44,7 @@ def convert(
     earlier = potential.metadata.get("provenance")
     provenance = {
         "source_file": path.name,
-        "source_sha256": file_sha256(path),
+        "source_sha256": sha256,
         **(earlier if isinstance(earlier, dict) else {}),
     }
     if len(potential.atomic_numbers) < len(whole.atomic_numbers):

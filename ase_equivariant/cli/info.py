@@ -29,15 +29,14 @@ def info(
     """Show what a model file says of itself; exit code 1 if --verify finds wrong numbers."""
     import torch
 
-    from ase_equivariant.checkpoint import describe, load_potential
-    from ase_equivariant.download import file_sha256
+    from ase_equivariant.checkpoint import describe, load_with_sha256
     from ase_equivariant.zoo import resolve
 
-    path, potential = resolve(model), load_potential(model)
+    path, (potential, sha256) = resolve(model), load_with_sha256(model)
     header = describe(potential)
     weights = sum(parameter.numel() for parameter in potential.architecture.parameters())
     say(f"[bold]{escape(str(path))}[/]: {path.stat().st_size / 1e6:.2f} MB, {weights:,} weights, {potential.dtype}")
-    say(f"[bold]sha256[/]: {file_sha256(path)}")
+    say(f"[bold]sha256[/]: {sha256}")
     exact = potential.astype(torch.float64).eval()
     shown = {key: header[key] for key in FIRST if key in header}
     rest = {key: value for key, value in header.items() if key not in (*FIRST, *ELSEWHERE)}

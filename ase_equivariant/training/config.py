@@ -7,7 +7,8 @@ folder of the configuration file, so that a committed configuration works in eve
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -292,11 +293,18 @@ def check_model(config: TrainConfig, numbers: Sequence[int] | None = None) -> No
     """
     free = config.model if config.start is None else ("cutoff", "pair_repulsion")
     settings = {name: value for name, value in config.model.items() if name in free}
-    try:
+    with building():
         build_unweighted(config.architecture, with_stand_ins(settings, numbers), torch.float32)
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Turn what a model says that cannot be made into an `InputError`."""
+    try:
+        yield
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {error}") from None
-    except (RuntimeError, MemoryError) as error:  # what torch says of sizes that no memory has
+    except (RuntimeError, MemoryError) as error:  # what torch says of weights that do not fit into memory
         raise InputError(f"model: it cannot be made, take fewer channels or narrower networks: {error}") from None
 
 

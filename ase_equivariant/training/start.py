@@ -11,9 +11,8 @@ from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
 
 from ase_equivariant.architectures import ARCHITECTURES, build
-from ase_equivariant.checkpoint import load_potential
+from ase_equivariant.checkpoint import load_with_sha256
 from ase_equivariant.derivatives import predict
-from ase_equivariant.download import file_sha256
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
 from ase_equivariant.training.config import Metadata, TrainConfig, check_model, with_radii
@@ -32,7 +31,8 @@ def started_from(model: str | Path, config: TrainConfig, sets: Sets) -> Potentia
 
     Its metadata say under "start" which model it was, and what that says of its licence and data.
     """
-    potential = load_potential(model).astype(getattr(torch, config.precision)).eval()
+    potential, sha256 = load_with_sha256(model)
+    potential = potential.astype(getattr(torch, config.precision)).eval()
     check_trainable(model, potential, sets)
     check_model(config, sets.numbers)
     own = json.loads(json.dumps(asdict(potential.architecture.config)))
@@ -53,7 +53,7 @@ def started_from(model: str | Path, config: TrainConfig, sets: Sets) -> Potentia
         scale=potential.scale,
         shift=potential.shift,
         heads=potential.heads,
-        metadata={"start": origin(model, potential)},
+        metadata={"start": {"file": resolve(model).name, "sha256": sha256, **origin(potential)}},
     )
     set_atomic_energies(started, config, sets)
     return started
@@ -82,12 +82,10 @@ def check_trainable(model: str | Path, potential: Potential, sets: Sets) -> None
         )
 
 
-def origin(model: str | Path, potential: Potential) -> dict[str, str]:
-    """Which model it is, and what it says about itself that its heirs must say, too."""
-    path = resolve(model)
+def origin(potential: Potential) -> dict[str, str]:
+    """What a model says about itself that its heirs must say, too."""
     kept = ("name", *(f.name for f in fields(Metadata)))
-    about = {key: str(potential.metadata[key]) for key in kept if potential.metadata.get(key)}
-    return {"file": path.name, "sha256": file_sha256(path), **about}
+    return {key: str(potential.metadata[key]) for key in kept if potential.metadata.get(key)}
 
 
 def set_atomic_energies(potential: Potential, config: TrainConfig, sets: Sets) -> None:

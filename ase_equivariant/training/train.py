@@ -25,7 +25,7 @@ from ase_equivariant.checkpoint import load_potential, save_potential
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
 from ase_equivariant.training.assess import Assessor
-from ase_equivariant.training.config import TrainConfig, check_model, read_config, with_radii
+from ase_equivariant.training.config import TrainConfig, building, check_model, read_config, with_radii
 from ase_equivariant.training.loss import Loss
 from ase_equivariant.training.module import TrainingModule
 from ase_equivariant.training.progress import AtomicCheckpoints, Bookkeeper
@@ -74,12 +74,8 @@ def initial_potential(config: TrainConfig, sets: Sets, root: Path) -> Potential:
     neighbors = sum(g.n_edges for g in graphs) / sum(g.n_nodes for g in graphs)
     statistics = {"num_species": len(sets.numbers), "avg_num_neighbors": max(neighbors, 1.0)}
     settings = statistics | with_radii(config.model, sets.numbers)
-    try:
+    with building():
         architecture = build(config.architecture, settings, config.seed, getattr(torch, config.precision))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model: {error}") from None
-    except (RuntimeError, MemoryError) as error:  # what torch says when weights do not fit into memory
-        raise InputError(f"model: it cannot be made, take fewer channels or narrower networks: {error}") from None
     mode = config.data.atomic_energies or "least_squares"
     e0 = references.atomic_energies(mode, sets.train, sets.isolated, sets.numbers)
     shift = references.energy_shift(sets.train, e0, sets.numbers)
