@@ -100,9 +100,11 @@ def test_several_axes_make_a_grid_and_values_are_read_as_yaml(raw):
     assert raw["output"] == "run"
 
 
-def test_the_architecture_can_be_an_axis(raw):
-    points = grid({**raw, "model": {"cutoff": 4.0, "l_max": 3}}, ["architecture=mace,nequip,botnet"])
-    assert [point.raw["architecture"] for point in points] == ["mace", "nequip", "botnet"]
+def test_architectures_can_be_crossed_with_every_axis_of_the_design_space(raw):
+    vary = ["architecture=mace,nequip,botnet", "skip=species,shared", "interaction=residual,nonresidual"]
+    vary += ["radial_basis=bessel,gaussian", "readout_mlp=0,8", "correlation=1", "radial=agnostic", "l_max=0,2"]
+    points = grid({**raw, "model": {"cutoff": 4.0, "hidden_irreps": "4x0e"}}, vary)
+    assert [point.raw["architecture"] for point in points] == ["mace"] * 32 + ["nequip"] * 32 + ["botnet"] * 32
 
 
 def test_settings_with_values_for_each_element_can_be_axes(raw):
@@ -133,6 +135,7 @@ def test_settings_with_values_for_each_element_can_be_axes(raw):
         (["optimizer.lr=0"], "optimizer.lr is 0.0; allowed: above 0"),
         (["optimizer.speed=3"], "unknown key 'speed' in optimizer; allowed: algorithm, lr"),
         (["architecture.lr=0"], "architecture is no section of the configuration"),
+        (["architecture=mace,nequip", "correlation=1,3"], "architecture=nequip,correlation=3: model: correlation = 3 "),
         (["architecture=mace,gap"], "architecture is 'gap'; allowed: mace, nequip, botnet"),
         ([f"seed={','.join(map(str, range(40)))}", f"l_max={','.join(map(str, range(40)))}"], "more than 1000 runs"),
     ],

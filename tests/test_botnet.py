@@ -46,12 +46,13 @@ def many_body_terms(potential, atoms):
 
 
 LINEAR = {"readout_mlp": 0, "l_max": 1, "hidden_irreps": "4x0e+3x1o"}
+LINEAR_KINDS = [{}, {"radial": "element"}, {"interaction": "nonresidual", "skip": "shared"}]
 
 
-@pytest.mark.parametrize("radial", ["agnostic", "element"])
+@pytest.mark.parametrize("settings", LINEAR_KINDS, ids=str)
 @pytest.mark.parametrize("num_interactions", [1, 2, 3, 4])
-def test_the_energy_of_a_linear_botnet_has_exactly_one_body_more_than_it_has_layers(num_interactions, radial):
-    potential = tiny_potential("botnet", **LINEAR, num_interactions=num_interactions, radial=radial)
+def test_the_energy_of_a_linear_botnet_has_exactly_one_body_more_than_it_has_layers(num_interactions, settings):
+    potential = tiny_potential("botnet", **LINEAR, num_interactions=num_interactions, **settings)
     terms = many_body_terms(potential, CLUSTER)
     order = num_interactions + 1
     assert all(terms[n] < 1e-11 for n in terms if n > order)
@@ -183,6 +184,10 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"radial_mlp": ()},
         {"readout_mlp": 0},
         {"interaction_first": "residual"},
+        {"interaction": "nonresidual"},
+        {"skip": "shared"},
+        {"radial_basis": "chebyshev", "bessel_norm": "paper"},
+        {"trainable_bessel": True, "bessel_decay": 1.0},
         {"num_interactions": 1},
         ALL_KINDS,
         {"l_max": 0, "hidden_irreps": "4x0e"},

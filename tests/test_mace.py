@@ -18,7 +18,8 @@ from ase_equivariant.graph import concatenate, from_atoms
 GOOD = {"num_species": 2, "cutoff": 4.0, "avg_num_neighbors": 10.0}
 BAD = {
     **dict.fromkeys(["num_species", "num_bessel", "envelope_power", "num_interactions"], [0, -1, 2.0, "2", None, True]),
-    **dict.fromkeys(["readout_mlp", "num_heads"], [0, -1, 2.0, "2", None, True]),
+    "num_heads": [0, -1, 2.0, "2", None, True],
+    "readout_mlp": [-1, 2.0, "2", None, True],
     **dict.fromkeys(["cutoff", "avg_num_neighbors"], [0, -1.0, math.nan, math.inf, "4", None]),
     "bessel_decay": [-0.5, 10.5, math.nan, "1", True, None],
     "bessel_norm": ["Paper", "", 1.0, None],
@@ -27,6 +28,7 @@ BAD = {
     "correlation": [0, 5, 2.0, "3", [2, 2, 2], [3, 0], []],
     **dict.fromkeys(["trainable_bessel", "apply_cutoff", "agnostic_product", "parity", "last_readout_only"], [1, None]),
     **dict.fromkeys(["radial_basis", "distance_transform", "readout", "readout_activation"], ["Bessel", "", None]),
+    **dict.fromkeys(["radial", "update", "skip", "normalisation"], ["element", "gate", "rms", "", None]),
     "transform_constants": [[1.0], "none", None],
     "covalent_radii": [[0.3, 0.7], 1.0, None],  # there is no transform that would need them
     "edge_irreps_first": ["4x0e+4x1o", "4x1o", "all", None],
@@ -79,6 +81,8 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"num_bessel": 1001},
         {"bessel_decay": 1.0, "radial_basis": "gaussian"},
         {"bessel_norm": "unit", "radial_basis": "chebyshev"},
+        {"trainable_bessel": True, "radial_basis": "gaussian"},
+        {"readout": "bias_mlp", "readout_mlp": 0},
         {"envelope_power": 101},
         {"cutoff": 100.1},
         {"cutoff": True},
@@ -126,6 +130,8 @@ def test_a_config_survives_json_as_it_is():
         {"hidden_irreps": "4x0e+4x1o+4x2e"},
         {"interaction_first": "residual"},
         {"interaction": "nonresidual"},
+        {"skip": "shared"},
+        {"readout_mlp": 0},
         {"num_interactions": 1},
         {"num_interactions": 3},
         {"radial_mlp": ()},

@@ -36,7 +36,7 @@ KINDS = {
     "fewer channels along edges": {"edge_irreps_first": "3x0e", "edge_irreps": "2x0e+3x1o"},
     "agnostic products": {"agnostic_product": True},
     "rotations only": {"parity": False, "hidden_irreps": "6x0e+6x1e"},
-    "linear readouts": {"readout": "linear"},
+    "linear readouts": {"readout_mlp": 0},
     "tanh": {"readout_activation": "tanh"},
     "absolute values": {"readout": "bias_mlp", "readout_activation": "abs"},
     "charge and spin": {"attributes": (("charge", -1, 2, 0), ("spin", 0, 3, 1)), "embedding_readout": True},
@@ -149,7 +149,7 @@ def test_scripted_saved_and_single_precision_copies_give_the_same(names, tmp_pat
 
 def test_the_density_of_one_neighbour_divides_by_one_plus_it():
     """One neighbour at two distances: A is the plain one over 1 + tanh(w²)."""
-    settings = {"num_interactions": 1, "correlation": 1, "readout": "linear", "avg_num_neighbors": 1.0}
+    settings = {"num_interactions": 1, "correlation": 1, "readout_mlp": 0, "avg_num_neighbors": 1.0}
     plain, dense = (tiny_potential(interaction_first=kind, **settings) for kind in ("nonresidual", "density"))
     missing = dense.architecture.load_state_dict(plain.architecture.state_dict(), strict=False)
     assert missing.missing_keys == ["layers.0.count.weight"]

@@ -73,6 +73,21 @@ def test_float64_is_eager_to_the_last_digits(potential):
     assert_eager_to_the_last_digits(Numba(potential, CPU), potential)
 
 
+GAUSSIAN = {"radial_basis": "gaussian", "bessel_norm": "paper", "bessel_decay": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("mace", {"skip": "shared", "bessel_norm": "unit"}),
+        ("botnet", {"interaction": "nonresidual", "skip": "shared", **GAUSSIAN}),
+    ],
+)
+def test_skips_are_shared_or_absent_and_the_radial_basis_is_any(architecture, settings):
+    potential = tiny_potential(architecture, heads=("first", "second"), **CONFIGS[architecture] | settings)
+    assert_eager_to_the_last_digits(Numba(potential, CPU), potential)
+
+
 def test_linear_maps_may_hold_the_first_layer_of_a_readout():
     settings = CONFIGS["mace"] | {"hidden_irreps": "4x0e+4x1o", "readout_mlp": 1}
     potential = tiny_potential("mace", heads=("first", "second"), **settings)

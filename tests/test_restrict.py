@@ -22,7 +22,7 @@ TABLES = {"distance_transform": "agnesi", "covalent_radii": RADII, "pair_repulsi
 VARIANTS = {
     **{name: (name, {}) for name in TINY},
     "density": ("mace", {"interaction_first": "density", "interaction": "density_residual", **TABLES}),
-    "attention": ("mace", {"interaction": "attention_residual", "readout": "linear"}),
+    "attention": ("mace", {"interaction": "attention_residual", "readout_mlp": 0, "skip": "shared"}),
     "nonlinear": (
         "mace",
         {
@@ -36,7 +36,7 @@ VARIANTS = {
     ),
     "charge": ("mace", {"attributes": (("charge", -1, 1, 0),), "embedding_readout": True}),
     "shared": ("nequip", {"skip": "shared"}),
-    "element": ("botnet", {"radial": "element"}),
+    "element": ("botnet", {"radial": "element", "skip": "shared"}),
 }
 
 

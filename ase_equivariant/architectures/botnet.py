@@ -22,10 +22,12 @@ from torch import Tensor
 
 from ase_equivariant.architectures.validation import (
     INTERACTIONS,
-    check_bessel,
+    SKIPS,
     check_choice,
     check_common,
     check_features,
+    check_fixed,
+    check_radial_basis,
     require,
     whole,
 )
@@ -33,7 +35,7 @@ from ase_equivariant.nn.convolution import Convolution
 from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
 from ase_equivariant.nn.linear import Linear, SpeciesDense, SpeciesLinear, add_blocks, normal_parameter
-from ase_equivariant.nn.radial import RadialBasis, RadialMLP
+from ase_equivariant.nn.radial import RadialMLP, radial_basis
 from ase_equivariant.nn.readout import LinearReadout, MLPReadout
 
 
@@ -45,22 +47,34 @@ class BOTNetConfig:
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     bessel_norm: str = "paper"  # or "unit": larger ones, for radial functions that are linear in the basis
+    radial_basis: str = "bessel"
+    trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one
     l_max: int = 3  # of the edges' harmonics
+    parity: bool = True
     hidden_irreps: str = "32x0e+32x1o+32x1e+32x2e+32x2o+32x3o+32x3e"  # of the features between layers
     num_interactions: int = 5
+    correlation: int = 1
+    update: str = "linear"
     interaction_first: str = "nonresidual"
+    interaction: str = "residual"  # of the later layers
+    skip: str = "species"  # weights of W_{z_i}: one matrix per species, or one "shared" by all
+    normalisation: str = "none"
     readout_mlp: int = 16  # hidden width of the last readout; 0: linear like the others
+    last_readout_only: bool = False
     num_heads: int = 1
     tabulable = True  # see `architectures`
 
     def __post_init__(self):
         check_common(self, highest_l=6)
-        check_bessel(self)
+        check_radial_basis(self)
+        check_fixed(self, parity=True, correlation=1, update="linear", normalisation="none", last_readout_only=False)
         check_choice(self, "radial", ("agnostic", "element"))
-        check_choice(self, "interaction_first", INTERACTIONS)
+        for name in ("interaction_first", "interaction"):
+            check_choice(self, name, INTERACTIONS)
+        check_choice(self, "skip", SKIPS)
         require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
         check_features(self)
 
@@ -80,13 +94,7 @@ class BOTNet(torch.nn.Module):
         channels = features[-1].dim  # even scalars
         self.embedding = normal_parameter((config.num_species, channels), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
-        self.radial = RadialBasis(
-            config.cutoff,
-            config.num_bessel,
-            config.envelope_power,
-            decay=config.bessel_decay,
-            norm=config.bessel_norm,
-        )
+        self.radial = radial_basis(config)
         self.layers = torch.nn.ModuleList()
         self.readouts = torch.nn.ModuleList()
         for t in range(num_layers):
@@ -129,7 +137,7 @@ class Layer(torch.nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        self.residual = not first or config.interaction_first == "residual"
+        self.residual = (config.interaction_first if first else config.interaction) == "residual"
         self.agnostic = config.radial == "agnostic"
         self.norm = 1.0 / config.avg_num_neighbors
         self.linear_up = Linear(irreps_in, irreps_in, generator)
@@ -142,7 +150,8 @@ class Layer(torch.nn.Module):
         )
         self.linear = Linear(self.convolution.irreps_out, irreps_out, generator)
         skipped = irreps_in if self.residual else irreps_out
-        self.skip = SpeciesLinear(config.num_species, skipped, irreps_out, generator)
+        matrices = config.num_species if config.skip == "species" else 1
+        self.skip = SpeciesLinear(matrices, skipped, irreps_out, generator)
 
     def forward(
         self,

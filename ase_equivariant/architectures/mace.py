@@ -35,11 +35,13 @@ from torch import Tensor
 from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
 from ase_equivariant.architectures.validation import (
     MAX_CHANNELS,
+    SKIPS,
     check_attributes,
-    check_bessel,
     check_choice,
     check_common,
+    check_fixed,
     check_flag,
+    check_radial_basis,
     check_repulsion,
     parsed,
     require,
@@ -50,20 +52,20 @@ from ase_equivariant.nn.harmonics import SphericalHarmonics
 from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
 from ase_equivariant.nn.linear import normal_parameter
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
-from ase_equivariant.nn.radial import RadialBasis
+from ase_equivariant.nn.radial import radial_basis
 from ase_equivariant.nn.readout import GAINS, BiasReadout, LinearReadout, MLPReadout, NoReadout
 from ase_equivariant.nn.transforms import CONSTANTS, DistanceTransform
 
-FLAGS = ("trainable_bessel", "apply_cutoff", "agnostic_product", "parity", "last_readout_only", "embedding_readout")
+FLAGS = ("apply_cutoff", "agnostic_product", "parity", "last_readout_only", "embedding_readout")
 MAX_COUPLING = 4_000_000  # entries of a dense coupling tensor; more takes minutes and gigabytes to set up
 CHOICES = {
     **dict.fromkeys(
         ("interaction_first", "interaction"),
         ("nonresidual", "residual", "density", "density_residual", "attention_residual", "nonlinear"),
     ),
-    "radial_basis": ("bessel", "gaussian", "chebyshev"),
+    "skip": SKIPS,
     "distance_transform": ("none", *CONSTANTS),
-    "readout": ("mlp", "bias_mlp", "linear"),
+    "readout": ("mlp", "bias_mlp"),
     "readout_activation": tuple(GAINS),
 }
 
@@ -76,18 +78,26 @@ class MACEConfig:
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     bessel_norm: str = "paper"  # or "unit": larger ones, for radial functions that are linear in the basis
+    radial_basis: str = "bessel"
+    trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 5
+    radial: str = "agnostic"
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths; none: radial functions linear in the basis
     l_max: int = 3  # of the edges' harmonics
+    parity: bool = True  # False ignores the inversion: all features are even
     hidden_irreps: str = "64x0e+64x1o"  # of the messages between layers; equal channels
     num_interactions: int = 2
     correlation: int | tuple[int, ...] = 3  # order of the product ν, or one per layer; body order ν + 1
+    update: str = "linear"
     interaction_first: str = "nonresidual"
     interaction: str = "residual"  # of the later layers
-    readout_mlp: int = 16  # hidden width of the last readout
+    skip: str = "species"  # weights of W_{z_i} h_i: one matrix per species, or one "shared" by all
+    normalisation: str = "none"
+    readout_mlp: int = 16  # hidden width of the last readout; 0: linear like the others
+    readout: str = "mlp"  # of the last layer
+    readout_activation: str = "silu"
+    last_readout_only: bool = False
     num_heads: int = 1
-    radial_basis: str = "bessel"
-    trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     distance_transform: str = "none"  # of the distance that the radial basis sees
     transform_constants: tuple[float, ...] = ()  # of the transform, none for the usual ones
     covalent_radii: tuple[float, ...] = ()  # Å, one per species, for the transform
@@ -95,27 +105,22 @@ class MACEConfig:
     edge_irreps_first: str = ""  # of what is sent along edges in the first layer, and
     edge_irreps: str = ""  # in the later ones; all the node has where empty
     agnostic_product: bool = False  # weights of the products are the same for all species
-    parity: bool = True  # False ignores the inversion: all features are even
-    readout: str = "mlp"  # of the last layer
-    readout_activation: str = "silu"
-    last_readout_only: bool = False
     pair_repulsion: ZBLConfig | None = None  # which the potential adds
     attributes: tuple[tuple[str, int, int, int], ...] = ()  # key in Atoms.info, lowest, highest and usual value of each
     embedding_readout: bool = False  # of the features before the first layer
 
     def __post_init__(self):
         check_common(self)
-        require(whole(self.readout_mlp, 1), self, "readout_mlp", "a whole number >= 1")
+        check_fixed(self, radial="agnostic", update="linear", normalisation="none")
+        lowest = 1 if self.readout == "bias_mlp" else 0
+        require(whole(self.readout_mlp, lowest), self, "readout_mlp", f"a whole number >= {lowest}")
         for name, choices in CHOICES.items():
             check_choice(self, name, choices)
         for name in FLAGS:
             check_flag(self, name)
         rule = f"'Kx0e+Kx1o+Kx2e+…' with one K ≤ {MAX_CHANNELS}, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
-        check_bessel(self)
-        for name, usual in (("bessel_decay", 0), ("bessel_norm", "paper")):
-            suits = self.radial_basis == "bessel" or getattr(self, name) == usual
-            require(suits, self, name, f"{usual!r} with radial_basis = {self.radial_basis!r}")
+        check_radial_basis(self)
         check_repulsion(self)
         check_attributes(self)
         self._check_edges()
@@ -198,16 +203,7 @@ class MACE(torch.nn.Module):
         self.embedding = normal_parameter((config.num_species, scalars.dim), generator)
         self.attributes = AttributeEmbedding(config.attributes, scalars.dim, generator) if config.attributes else None
         self.harmonics = SphericalHarmonics(config.l_max)
-        self.radial = RadialBasis(
-            config.cutoff,
-            config.num_bessel,
-            config.envelope_power,
-            config.trainable_bessel,
-            config.radial_basis,
-            config.apply_cutoff,
-            config.bessel_decay,
-            config.bessel_norm,
-        )
+        self.radial = radial_basis(config, config.apply_cutoff)
         self.transform = None
         if config.distance_transform != "none":
             constants = config.transform_constants, config.covalent_radii
@@ -273,7 +269,7 @@ def _readout(config: MACEConfig, channels: int, last: bool, generator: torch.Gen
     """The last layer's readout is the one that the config names; those before are linear, or absent."""
     if not last and config.last_readout_only:
         return NoReadout(config.num_heads)
-    if not last or config.readout == "linear":
+    if not last or config.readout_mlp == 0:
         return LinearReadout(channels, config.num_heads, generator)
     kind = MLPReadout if config.readout == "mlp" else BiasReadout
     return kind(channels, config.readout_mlp, config.num_heads, generator, config.readout_activation)

@@ -54,7 +54,8 @@ class Layer(torch.nn.Module):
         self.radial_mlp = RadialMLP((inputs, *hidden, self.convolution.num_weights), generator)
         self.linear = Linear(self.convolution.irreps_out, density, generator)
         skipped = (irreps_in, irreps_out) if self.residual else (density, density)
-        self.skip = SpeciesLinear(1 if attentive else config.num_species, *skipped, generator)
+        matrices = config.num_species if config.skip == "species" and not attentive else 1
+        self.skip = SpeciesLinear(matrices, *skipped, generator)
         self.contraction = SymmetricContraction(
             config.l_max, irreps_out, correlation, config.product_species, generator, parity, self.norm
         )

@@ -31,11 +31,13 @@ from torch import Tensor
 from ase_equivariant.architectures.validation import (
     INTERACTIONS,
     MAX_CHANNELS,
-    check_bessel,
+    SKIPS,
     check_choice,
     check_common,
     check_features,
+    check_fixed,
     check_flag,
+    check_radial_basis,
     check_repulsion,
     require,
     whole,
@@ -47,7 +49,7 @@ from ase_equivariant.nn.irreps import block_index, harmonics_irreps, layer_irrep
 from ase_equivariant.nn.linear import Dense, Linear, SpeciesLinear, add_blocks, normal_parameter
 from ase_equivariant.nn.norm import NORMS, RMSNorm
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
-from ase_equivariant.nn.radial import RadialBasis, RadialMLP
+from ase_equivariant.nn.radial import RadialMLP, radial_basis
 from ase_equivariant.nn.readout import LinearReadout
 
 
@@ -59,19 +61,25 @@ class NequIPConfig:
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     bessel_norm: str = "paper"  # or "unit": larger ones, for radial functions that are linear in the basis
+    radial_basis: str = "bessel"
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
+    radial: str = "agnostic"
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
     l_max: int = 2  # of the edges' harmonics
     parity: bool = True  # O(3); else SO(3), with even irreps only
     hidden_irreps: str = "32x0e+32x1o+32x1e+32x2e+32x2o"  # of the features between layers
     embedding_channels: int = 0  # of an atom before the first layer; 0: as many as there are even scalars
     num_interactions: int = 4
+    correlation: int = 1
+    update: str = "gate"
     interaction_first: str = "nonresidual"
+    interaction: str = "residual"  # of the later layers
     skip: str = "species"  # weights of the self-connection: one matrix per species, or one "shared" by all
     resnet: bool = False  # later layers add their input to those blocks of their output that have its channels
     normalisation: str = "none"  # "rms", or "nequix" for its weights of the irreps: before each gate
     readout_mlp: int = 16  # width between the two linear layers of the readout; 0: one layer
+    last_readout_only: bool = True
     num_heads: int = 1
     species_neighbors: tuple[float, ...] = ()  # avg_num_neighbors by the species that sends; empty: one for all
     pair_repulsion: ZBLConfig | None = None  # which the potential adds
@@ -79,17 +87,19 @@ class NequIPConfig:
 
     def __post_init__(self):
         check_common(self, highest_l=6)
-        check_bessel(self)
+        check_radial_basis(self)
         check_repulsion(self)
         numbers = self.species_neighbors
         proper = isinstance(numbers, list | tuple) and len(numbers) in (0, self.num_species)
         proper = proper and all(isinstance(n, int | float) and 0 < n < float("inf") for n in numbers)
         require(proper, self, "species_neighbors", "a list of one positive number per species, or empty")
         object.__setattr__(self, "species_neighbors", tuple(numbers))
-        check_choice(self, "interaction_first", INTERACTIONS)
-        check_choice(self, "skip", ("species", "shared"))
+        check_fixed(self, radial="agnostic", correlation=1, update="gate", last_readout_only=True)
+        for name in ("interaction_first", "interaction"):
+            check_choice(self, name, INTERACTIONS)
+        check_choice(self, "skip", SKIPS)
         check_choice(self, "normalisation", ("none", *NORMS))
-        for name in ("trainable_bessel", "parity", "resnet"):
+        for name in ("parity", "resnet"):
             check_flag(self, name)
         allowed = f"a whole number from 0 to {MAX_CHANNELS}"
         require(whole(self.embedding_channels, 0, MAX_CHANNELS), self, "embedding_channels", allowed)
@@ -113,14 +123,7 @@ class NequIP(torch.nn.Module):
         features[0] = o3.Irreps([(config.embedding_channels or channels, "0e")])
         self.embedding = normal_parameter((config.num_species, features[0].dim), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
-        self.radial = RadialBasis(
-            config.cutoff,
-            config.num_bessel,
-            config.envelope_power,
-            config.trainable_bessel,
-            decay=config.bessel_decay,
-            norm=config.bessel_norm,
-        )
+        self.radial = radial_basis(config)
         self.layers = torch.nn.ModuleList(
             Layer(config, features[t], features[t + 1], t == 0, generator) for t in range(config.num_interactions)
         )
@@ -150,8 +153,7 @@ class Layer(torch.nn.Module):
         generator: torch.Generator,
     ):
         super().__init__()
-        self.residual = not first or config.interaction_first == "residual"
-        self.shared = config.skip == "shared"
+        self.residual = (config.interaction_first if first else config.interaction) == "residual"
         self.norm = 1.0 / config.avg_num_neighbors
         ratios = config.avg_num_neighbors / torch.tensor(config.species_neighbors, dtype=torch.float64)
         self.register_buffer("sender_norms", ratios.reshape(-1, 1, 1), persistent=False)
@@ -162,7 +164,7 @@ class Layer(torch.nn.Module):
         widths = (config.num_bessel, *config.radial_mlp, self.convolution.num_weights)
         self.radial_mlp = RadialMLP(widths, generator)
         self.linear = Linear(self.convolution.irreps_out, gated, generator)
-        matrices = 1 if self.shared else config.num_species
+        matrices = config.num_species if config.skip == "species" else 1
         self.skip = SpeciesLinear(matrices, irreps_in if self.residual else gated, gated, generator)
         kinds = [] if config.normalisation == "none" else [config.normalisation]
         self.norms = torch.nn.ModuleList(RMSNorm(gated, kind) for kind in kinds)
@@ -186,11 +188,10 @@ class Layer(torch.nn.Module):
             sent = [block * factors for block in sent]
         weights = self.radial_mlp(edge_feats)
         out = self.linear(self.convolution(sent, edge_attrs, weights, senders, receivers))
-        matrices = torch.zeros_like(species) if self.shared else species
         if self.residual:
-            out = add_blocks(out, self.skip(node_feats, matrices), self.skip.targets)
+            out = add_blocks(out, self.skip(node_feats, species), self.skip.targets)
         else:
-            out = self.skip(out, matrices)
+            out = self.skip(out, species)
         for norm in self.norms:
             out = norm(out)
         out = self.gate(out)

@@ -10,10 +10,11 @@ from e3nn import o3
 
 from ase_equivariant.nn.irreps import parse_irreps
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
-from ase_equivariant.nn.radial import BESSEL_NORMS
+from ase_equivariant.nn.radial import BESSEL_NORMS, RADIAL_BASES
 
-# "residual" adds a map of the layer's input; "nonresidual" maps the message instead, by the weights of its species
+# "residual" adds a map of the layer's input, the skip connection; "nonresidual" maps the message instead
 INTERACTIONS = ("nonresidual", "residual")
+SKIPS = ("species", "shared")  # weights of that map: one matrix per species, or one for all
 MAX_CHANNELS = 10_000
 MAX_CUTOFF = 100.0  # Å; beyond, neighbour lists are of everything with everything
 
@@ -45,10 +46,15 @@ def check_common(config: object, highest_l: int = 11) -> None:
     require(whole(config.l_max, 0, highest_l), config, "l_max", f"a whole number from 0 to {highest_l}")
 
 
-def check_bessel(config: object) -> None:
+def check_radial_basis(config: object) -> None:
     proper = _number(config.bessel_decay) and 0 <= config.bessel_decay <= 10
     require(proper, config, "bessel_decay", "a number from 0 to 10")
     check_choice(config, "bessel_norm", BESSEL_NORMS)
+    check_choice(config, "radial_basis", RADIAL_BASES)
+    check_flag(config, "trainable_bessel")
+    for name, usual in (("bessel_decay", 0), ("bessel_norm", "paper"), ("trainable_bessel", False)):
+        suits = config.radial_basis == "bessel" or getattr(config, name) == usual
+        require(suits, config, name, f"{usual!r} with radial_basis = {config.radial_basis!r}")
 
 
 def _number(value: object) -> bool:
@@ -61,6 +67,13 @@ def _positive(value: object, high: float = math.inf) -> bool:
 
 def check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
     require(getattr(config, name) in choices, config, name, " or ".join(choices))
+
+
+def check_fixed(config: object, **values: object) -> None:
+    """The axes of the design space on which an architecture has one value."""
+    for name, value in values.items():
+        given = getattr(config, name)
+        require(type(given) is type(value) and given == value, config, name, f"{value!r}, this architecture's only one")
 
 
 def check_flag(config: object, name: str) -> None:

@@ -245,17 +245,18 @@ def _readout_settings(root: Record, n_heads: int) -> dict[str, Any]:
     expected = 1 if last_only else len(root.get("interactions").children())
     if len(kinds) != expected or set(kinds[:-1]) - {"linear"}:
         raise ForeignFileError(f"it has the readouts {', '.join(kinds) or 'none'} for {expected} layers")
-    settings = {"readout": kinds[-1], "last_readout_only": last_only}
+    linear = {"last_readout_only": last_only, "readout_mlp": 0}
     if kinds[-1] == "linear":
-        return settings
+        return linear
     activation = readout_activation(readouts[-1])
     if activation is None and kinds[-1] == "mlp":
-        return settings | {"readout": "linear"}
+        return linear
     function = getattr(activation.get("f"), "name", "none") if activation else "none"
     known = [name for name, functions in ACTIVATIONS.items() if function in functions]
     if not known:
         raise ForeignFileError(f"its readout has the activation {function}; known are {', '.join(ACTIVATIONS)}")
-    return settings | {"readout_mlp": readout_width(readouts[-1], n_heads), "readout_activation": known[0]}
+    width = readout_width(readouts[-1], n_heads)
+    return linear | {"readout": kinds[-1], "readout_mlp": width, "readout_activation": known[0]}
 
 
 def _attributes(root: Record) -> tuple[tuple[str, int, int, int], ...]:

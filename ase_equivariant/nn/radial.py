@@ -24,7 +24,7 @@ from ase_equivariant.nn.norm import LayerNorm
 # makes the variance of SiLU(x) one for a normal x: 1/√∫ SiLU(x)² φ(x) dx
 SILU_GAIN = 1.6765324703310907
 
-
+RADIAL_BASES = ("bessel", "gaussian", "chebyshev")
 BESSEL_NORMS = ("paper", "unit")
 
 
@@ -97,6 +97,20 @@ class RadialBasis(torch.nn.Module):
     def envelope(self, lengths: Tensor) -> Tensor:
         """f(r/r_c) of every length."""
         return polynomial_envelope(lengths / self.cutoff, self.power)
+
+
+def radial_basis(config: object, enveloped: bool = True) -> RadialBasis:
+    """The basis that an architecture's config names."""
+    return RadialBasis(
+        config.cutoff,
+        config.num_bessel,
+        config.envelope_power,
+        config.trainable_bessel,
+        config.radial_basis,
+        enveloped,
+        config.bessel_decay,
+        config.bessel_norm,
+    )
 
 
 def polynomial_envelope(x: Tensor, power: int) -> Tensor:

@@ -32,7 +32,7 @@ LOWERED = {MACE: mace, NequIP: nequip, BOTNet: botnet}
 # settings that the modules tell by themselves, in every architecture that has them
 PLAIN = {"num_species", "cutoff", "avg_num_neighbors", "num_bessel", "trainable_bessel", "bessel_decay", "bessel_norm"}
 PLAIN |= {"envelope_power", "radial_mlp", "l_max", "parity", "hidden_irreps", "num_interactions", "readout_mlp"}
-PLAIN |= {"num_heads", "pair_repulsion"}
+PLAIN |= {"num_heads", "pair_repulsion", "radial_basis", "skip"}
 
 
 def lower(potential: Potential, exact: bool) -> Program:

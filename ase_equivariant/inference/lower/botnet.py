@@ -7,7 +7,8 @@ from ase_equivariant.inference.lower.writer import Writer, refuse_others
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
 
 PLAIN: set[str] = set()
-CHOICES = {"radial": ("agnostic", "element"), "interaction_first": ("nonresidual", "residual")}
+CHOICES = {"radial": ("agnostic", "element")}
+CHOICES |= dict.fromkeys(("interaction_first", "interaction"), ("nonresidual", "residual"))
 PARTS = ("linear_up", "convolution", "radial_weights", "linear", "skip")
 
 

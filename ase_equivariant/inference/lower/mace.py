@@ -11,7 +11,7 @@ from ase_equivariant.inference.lower.writer import Writer, refuse_others
 from ase_equivariant.nn.irreps import harmonics_irreps, parse_irreps
 from ase_equivariant.nn.readout import NoReadout
 
-PLAIN = {"correlation", "agnostic_product", "radial_basis", "distance_transform", "transform_constants"}
+PLAIN = {"correlation", "agnostic_product", "distance_transform", "transform_constants"}
 PLAIN |= {"covalent_radii", "apply_cutoff", "edge_irreps_first", "edge_irreps", "readout", "readout_activation"}
 PLAIN |= {"last_readout_only", "attributes", "embedding_readout"}
 CHOICES = dict.fromkeys(

@@ -10,8 +10,8 @@ from ase_equivariant.inference.lower.writer import Writer, refuse_others
 from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
 from ase_equivariant.nn.linear import Dense
 
-PLAIN = {"skip", "resnet", "normalisation", "embedding_channels", "species_neighbors"}
-CHOICES = {"interaction_first": ("nonresidual", "residual")}
+PLAIN = {"resnet", "normalisation", "embedding_channels", "species_neighbors"}
+CHOICES = dict.fromkeys(("interaction_first", "interaction"), ("nonresidual", "residual"))
 PARTS = ("linear_up", "convolution", "radial_mlp", "linear", "skip", "norms", "gate")
 
 
