@@ -31,8 +31,9 @@ from ase_equivariant.derivatives import Prediction
 from ase_equivariant.device_list import lists_for
 from ase_equivariant.graph import Graph, attribute_values, edges_of, from_atoms, has_volume
 from ase_equivariant.inference import background
+from ase_equivariant.inference.checked import lacks_memory
 from ase_equivariant.inference.estimate import Estimate, estimate
-from ase_equivariant.inference.verified import lacks_memory, start_fastest, start_verified
+from ase_equivariant.inference.verified import start_fastest, start_verified
 from ase_equivariant.neighbors import VerletList
 from ase_equivariant.potential import Potential
 from ase_equivariant.restrict import choose_head

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import reprlib
 import textwrap
 from dataclasses import asdict
 from functools import cache
@@ -28,13 +27,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ase_equivariant import __version__
-from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
+from ase_equivariant.architectures import ARCHITECTURES, build_unweighted, name_of
 from ase_equivariant.golden import golden_probes
 from ase_equivariant.header import FORMAT_VERSION, KEY, STRUCTURE, parse_header
 from ase_equivariant.importers import import_model, recognises
 from ase_equivariant.potential import TABLES, Potential
 from ase_equivariant.published import facts
 from ase_equivariant.storage import cache_folder, keep, read_file, write_atomically
+from ase_equivariant.text import shown
 from ase_equivariant.zoo import resolve
 
 MAX_REASON = 1000  # characters, of why a file is not imported: what it says itself may be of any size
@@ -83,15 +83,15 @@ def to_bytes(potential: Potential) -> bytes:
 
 def describe(potential: Potential) -> dict[str, Any]:
     """The header that a potential's file has: what it is, and all that its metadata say."""
-    names = {cls: name for name, cls in ARCHITECTURES.items()}
-    if type(potential.architecture) not in names:
+    name = name_of(potential.architecture)
+    if name is None:
         raise InputError(f"cannot save {type(potential.architecture).__name__}; known are {_listed(ARCHITECTURES)}")
     clash = sorted(set(potential.metadata) & set(STRUCTURE))
     if clash:
         raise InputError(f"metadata cannot hold {_listed(clash)}: the file keeps this itself")
     header = {
         "format_version": FORMAT_VERSION,
-        "architecture": names[type(potential.architecture)],
+        "architecture": name,
         "config": asdict(potential.architecture.config),
         "atomic_numbers": potential.atomic_numbers,
         "heads": potential.heads,
@@ -191,8 +191,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor], source: str) -
 
 def _check_numbers(numbers: list[int], source: str) -> None:
     if numbers != sorted(set(numbers)) or not all(0 < z < 119 for z in numbers):
-        given = reprlib.repr(numbers)
-        raise InputError(f"{source} has atomic_numbers {given}; they must be sorted, unique and in 1..118")
+        raise InputError(f"{source} has atomic_numbers {shown(numbers)}; they must be sorted, unique and in 1..118")
 
 
 def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:

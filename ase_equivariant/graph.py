@@ -9,7 +9,6 @@ Vectors point from sender to receiver and messages are summed at receivers.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -23,6 +22,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant.neighbors import COINCIDENT, CoincidentAtomsError, VerletList, count_edges, neighbor_list
+from ase_equivariant.text import shown
 
 Attributes = Sequence[tuple[str, int, int, int]]  # key in Atoms.info, lowest, highest and usual value
 FURTHEST = 1e9  # Å; beyond it, distances in float64 are off by more than 1e-7 Å
@@ -168,7 +168,7 @@ def attribute_values(atoms: Atoms, attributes: Attributes) -> list[int]:
         proper = isinstance(given, Real) and not isinstance(given, bool) and lowest <= given <= highest
         if not (proper and given == int(given)):
             raise InputError(
-                f"atoms.info[{key!r}] is {reprlib.repr(given)}; this model needs a whole number from {lowest} "
+                f"atoms.info[{key!r}] is {shown(given)}; this model needs a whole number from {lowest} "
                 f"to {highest} there, and takes {usual} where it is missing"
             )
         values.append(int(given))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from typing import Any, BinaryIO
 
 from ase.calculators.calculator import InputError
 
 from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.potential import TABLES
+from ase_equivariant.text import shown
 
 FORMAT_VERSION = 1
 KEY = "ase_equivariant"  # the one entry of the safetensors metadata
@@ -71,7 +71,7 @@ def _foreign(start: bytes) -> str:
 def _check(header: dict[str, Any], source: str) -> None:
     version = header.get("format_version")
     if version != FORMAT_VERSION:
-        raise InputError(f"{source} has format_version {reprlib.repr(version)}; this version reads {FORMAT_VERSION}")
+        raise InputError(f"{source} has format_version {shown(version)}; this version reads {FORMAT_VERSION}")
     missing = [key for key in STRUCTURE if key not in header]
     if missing:
         raise InputError(f"{source} is damaged: its header lacks {', '.join(missing)}")
@@ -79,5 +79,5 @@ def _check(header: dict[str, Any], source: str) -> None:
         raise InputError(f"{source} is damaged: the golden structures of this model are malformed, they are not a list")
     if header["architecture"] not in list(ARCHITECTURES):
         raise InputError(
-            f"{source} has architecture {reprlib.repr(header['architecture'])}; known are {', '.join(ARCHITECTURES)}"
+            f"{source} has architecture {shown(header['architecture'])}; known are {', '.join(ARCHITECTURES)}"
         )

@@ -18,7 +18,7 @@ from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from ase_equivariant.architectures import ARCHITECTURES, build_unweighted
+from ase_equivariant.architectures import build_unweighted, name_of
 from ase_equivariant.graph import attribute_values
 from ase_equivariant.potential import TABLES, Potential
 
@@ -49,7 +49,7 @@ def restricted(
         raise InputError(f"a model needs a head; choose one or more of {', '.join(potential.heads)}")
     kept = [potential.heads.index(name) for name in names]
     whole = potential.architecture
-    kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(whole)]
+    kind = name_of(whole)
     if not hasattr(whole, "SPECIES_WEIGHTS"):
         raise InputError(f"this version cannot restrict {kind} models: nothing says which weights have species")
     config = asdict(whole.config)
@@ -85,7 +85,7 @@ def fix_attributes(potential: Potential, info: Mapping[str, int]) -> Potential:
     whole = potential.architecture
     weights = {name: value for name, value in whole.state_dict().items() if not name.startswith("attributes.")}
     weights["embedding"] = (whole.embedding + whole.attributes(torch.tensor([values]))).detach()
-    kind = {cls: name for name, cls in ARCHITECTURES.items()}[type(whole)]
+    kind = name_of(whole)
     architecture = build_unweighted(kind, {**asdict(whole.config), "attributes": ()}, potential.dtype)
     architecture.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
     return Potential(

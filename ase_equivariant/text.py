@@ -20,8 +20,8 @@ _short = _Short()
 
 
 def shown(value: object) -> str:
-    """A value as it stands in an error message: a long one is cut."""
-    return _short.repr(value)
+    """A value as it stands in an error message: a long one is cut, and one of several lines, as arrays are, is one."""
+    return " ".join(line.strip() for line in _short.repr(value).splitlines())
 
 
 def said(value: object) -> str:

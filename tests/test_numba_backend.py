@@ -361,6 +361,19 @@ def test_a_backend_may_differ_from_the_reference_by_the_rounding_of_the_referenc
         assert (checked.name == "numba") == accepted == (not caught)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_lack_of_memory_is_no_fault_of_a_backend(error, mace):
+    def full(graph, forces):
+        raise error
+
+    checked = checked_against_eager(full, mace)
+    with pytest.raises(type(error)):
+        checked(batch(mace), True)
+    assert checked.name == "numba"
+
+
 def test_a_large_structure_is_compared_on_a_piece(mace, fast):
     graph = big(mace)
     part = piece(graph, 20)

@@ -34,6 +34,11 @@ from ase_equivariant.architectures.nequip import NequIP
 ARCHITECTURES: dict[str, type[torch.nn.Module]] = {"mace": MACE, "nequip": NequIP, "botnet": BOTNet}
 
 
+def name_of(architecture: torch.nn.Module) -> str | None:
+    """The registered name of an architecture's class, None where it has none."""
+    return next((name for name, kind in ARCHITECTURES.items() if type(architecture) is kind), None)
+
+
 def build(name: str, config: dict, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """Make an architecture from its registered name and the fields of its config, with seeded random weights."""
     if name not in ARCHITECTURES:

@@ -78,6 +78,11 @@ class BOTNetConfig:
         require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
         check_features(self)
 
+    @property
+    def features(self) -> list[o3.Irreps]:
+        """Irreps of the features before, between and after the layers."""
+        return layer_irreps(parse_irreps(self.hidden_irreps), harmonics_irreps(self.l_max), self.num_interactions)
+
 
 class BOTNet(torch.nn.Module):
     Config = BOTNetConfig
@@ -89,16 +94,15 @@ class BOTNet(torch.nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        num_layers = config.num_interactions
-        features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics_irreps(config.l_max), num_layers)
+        features = config.features
         channels = features[-1].dim  # even scalars
         self.embedding = normal_parameter((config.num_species, channels), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
         self.radial = radial_basis(config)
         self.layers = torch.nn.ModuleList()
         self.readouts = torch.nn.ModuleList()
-        for t in range(num_layers):
-            last = t == num_layers - 1
+        for t in range(config.num_interactions):
+            last = t == config.num_interactions - 1
             self.layers.append(Layer(config, features[t], features[t + 1], t == 0, generator))
             self.readouts.append(
                 MLPReadout(channels, config.readout_mlp, config.num_heads, generator)

@@ -106,6 +106,15 @@ class NequIPConfig:
         require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
         check_features(self, self.parity)
 
+    @property
+    def features(self) -> list[o3.Irreps]:
+        """Irreps of the features before, between and after the layers."""
+        harmonics = harmonics_irreps(self.l_max, parity=-1 if self.parity else 1)
+        features = layer_irreps(parse_irreps(self.hidden_irreps), harmonics, self.num_interactions)
+        if self.embedding_channels:
+            features[0] = o3.Irreps([(self.embedding_channels, "0e")])
+        return features
+
 
 class NequIP(torch.nn.Module):
     Config = NequIPConfig
@@ -117,10 +126,8 @@ class NequIP(torch.nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        harmonics = harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)
-        features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics, config.num_interactions)
+        features = config.features
         channels = features[-1].dim  # even scalars
-        features[0] = o3.Irreps([(config.embedding_channels or channels, "0e")])
         self.embedding = normal_parameter((config.num_species, features[0].dim), generator)
         self.harmonics = SphericalHarmonics(config.l_max)
         self.radial = radial_basis(config)

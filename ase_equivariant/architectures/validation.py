@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from dataclasses import fields
 
 from e3nn import o3
@@ -11,6 +10,7 @@ from e3nn import o3
 from ase_equivariant.nn.irreps import parse_irreps
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.nn.radial import BESSEL_NORMS, RADIAL_BASES
+from ase_equivariant.text import shown
 
 # "residual" adds a map of the layer's input, the skip connection; "nonresidual" maps the message instead
 INTERACTIONS = ("nonresidual", "residual")
@@ -23,7 +23,7 @@ def require(condition: bool, config: object, name: str, allowed: str) -> None:
     """Raise the ValueError of a field with an impossible value."""
     if not condition:
         architecture = type(config).__name__.removesuffix("Config").lower()
-        given = reprlib.repr(getattr(config, name))[:200]  # nonsense may be of any size
+        given = shown(getattr(config, name))
         raise ValueError(f"{name} = {given} in the {architecture} config: it must be {allowed}")
 
 

@@ -21,7 +21,7 @@ from ase_equivariant.importers.building import build_for
 from ase_equivariant.importers.nequip_layers import EVEN, Layer, channel_groups, dense_network, read_layer
 from ase_equivariant.importers.records import Content, irreps_of
 from ase_equivariant.importers.unpickling import ForeignFileError, Record
-from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps
+from ase_equivariant.nn.irreps import harmonics_irreps
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
 from ase_equivariant.potential import Potential
 from ase_equivariant.text import shown
@@ -189,8 +189,7 @@ def _frequencies(parts: dict[str, Record]) -> Tensor:
 def _fill(ours: NequIP, parts: dict[str, Record], layers: list[Layer], embedding: Tensor) -> None:
     config = ours.config
     harmonics = harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)
-    features = layer_irreps(o3.Irreps(config.hidden_irreps), harmonics, config.num_interactions)
-    features[0] = o3.Irreps([(embedding.shape[1], EVEN)])
+    features = config.features
     ours.embedding.copy_(embedding)
     if config.trainable_bessel:
         ours.radial.frequencies.copy_(_frequencies(parts) * (math.pi / config.cutoff))

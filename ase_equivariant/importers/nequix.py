@@ -27,7 +27,7 @@ from ase_equivariant.architectures import build_unweighted
 from ase_equivariant.architectures.nequip import NequIP, NequIPConfig
 from ase_equivariant.importers.unpickling import ForeignFileError
 from ase_equivariant.nn.coupling import clebsch_gordan
-from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
+from ase_equivariant.nn.irreps import parse_irreps
 from ase_equivariant.nn.radial import SILU_GAIN
 from ase_equivariant.potential import Potential
 from ase_equivariant.text import shown
@@ -142,8 +142,7 @@ def _weights(ours: NequIP, arrays: _Arrays) -> Iterator[tuple[str, Tensor]]:
     yield "embedding", torch.eye(config.num_species, dtype=torch.float64)
     # theirs: 2/r_c sin(nπr/r_c)/r; ours: √(2/r_c) sin(nπr/r_c)/r
     bessel = math.sqrt(2.0 / config.cutoff)
-    features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics_irreps(config.l_max), config.num_interactions)
-    features[0] = o3.Irreps([(config.num_species, "0e")])
+    features = config.features
     gain = 1.0  # of the features before this layer
     for t, layer in enumerate(ours.layers):
         radial = layer.radial_mlp.layers

@@ -25,6 +25,12 @@ ROUNDING = 4.0  # times the reference's own error, where that is beyond the tole
 Backend = Callable[[Graph, bool], Prediction]
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not suffice, in one of the ways of Python and torch."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or ("memory" in text and "alloc" in text)
+
+
 class Checked:
     """The backend `fast` once it agrees with `reference` on a structure, else `reference`.
 
@@ -81,9 +87,9 @@ class Checked:
             if _within(errors, allowed):
                 return [self.fast]
             why = "differs from the reference by {:.1e} eV/atom and {:.1e} eV/Å".format(*errors)
-        except MemoryError:
-            raise
         except Exception as error:  # whatever a compiler may fail with, the reference still answers
+            if lacks_memory(error):
+                raise
             why = f"fails with {type(error).__name__}: {error}"
         if self._chosen is not self.fast:
             warnings.warn(f"backend {self._name!r} {why}; the reference backend is used instead", stacklevel=6)

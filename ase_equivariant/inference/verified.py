@@ -9,7 +9,7 @@ from ase.calculators.calculator import CalculatorSetupError
 
 from ase_equivariant import inference
 from ase_equivariant.golden import verify_golden
-from ase_equivariant.inference.checked import Backend, Checked
+from ase_equivariant.inference.checked import Backend, Checked, lacks_memory
 from ase_equivariant.potential import Potential
 
 TOLERANCES = {  # of the golden structures: eV/atom, eV/Å, eV/Å³
@@ -59,9 +59,3 @@ def start_verified(name: str, potential: Potential, device: torch.device, **opti
         return inference.start("eager", potential.astype(torch.float64), device)
 
     return Checked(name, backend, inference.start("eager", potential, device), exact, potential.dtype)
-
-
-def lacks_memory(error: Exception) -> bool:
-    """Whether an error says that memory does not suffice, in one of the ways of Python and torch."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or ("memory" in text and "alloc" in text)

@@ -28,6 +28,7 @@ from ase_equivariant.storage import write_atomically
 from ase_equivariant.text import shown
 from ase_equivariant.training.config import TrainConfig, check_model, read_config, read_yaml
 from ase_equivariant.training.parsing import parse
+from ase_equivariant.training.progress import tell
 from ase_equivariant.training.sets import load_sets
 from ase_equivariant.training.train import train_as
 
@@ -232,7 +233,3 @@ def run_point(point: Point, root: Path) -> dict:
 def write(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), path)
-
-
-def tell(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

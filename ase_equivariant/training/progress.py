@@ -30,6 +30,11 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def tell(console: Console, text: str) -> None:
+    """Print a line as it is, never folded."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
     """Lightning's checkpoints, replaced as a whole and read as tensors, numbers and text only."""
 

@@ -28,7 +28,7 @@ from ase_equivariant.training.assess import Assessor
 from ase_equivariant.training.config import TrainConfig, building, check_model, read_config, with_radii
 from ase_equivariant.training.loss import Loss
 from ase_equivariant.training.module import TrainingModule
-from ase_equivariant.training.progress import AtomicCheckpoints, Bookkeeper
+from ase_equivariant.training.progress import AtomicCheckpoints, Bookkeeper, tell
 from ase_equivariant.training.provenance import describe_model
 from ase_equivariant.training.sets import Sets, load_sets, loaders, structure_weights
 from ase_equivariant.training.start import start_model, started_from
@@ -190,11 +190,6 @@ def announce(console: Console, config: TrainConfig, sets: Sets, potential: Poten
     tests = sum(len(s) for s in sets.test.values())
     tell(console, f"{config.name}: {config.architecture}, {parameters} parameters, {config.precision}, for {elements}")
     tell(console, f"{len(sets.train)} training, {len(sets.valid)} validation and {tests} test structures")
-
-
-def tell(console: Console, text: str) -> None:
-    """Print a line as it is, never folded."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

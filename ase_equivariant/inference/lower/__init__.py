@@ -10,7 +10,6 @@ anew for each edge in both directions, is large matrix products, which torch doe
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import fields, replace
 
 import torch
@@ -27,6 +26,7 @@ from ase_equivariant.inference.program import CannotLowerError, Convolve, Progra
 from ase_equivariant.inference.splines import interpolated
 from ase_equivariant.nn.pair_repulsion import ZBL
 from ase_equivariant.potential import Potential
+from ase_equivariant.text import shown
 
 LOWERED = {MACE: mace, NequIP: nequip, BOTNet: botnet}
 # settings that the modules tell by themselves, in every architecture that has them
@@ -71,7 +71,7 @@ def _check_settings(config: object, plain: set[str], choices: dict[str, tuple]) 
     for field in fields(config):
         value, allowed = getattr(config, field.name), choices.get(field.name, (field.default,))
         if field.name not in PLAIN | plain and value not in allowed:
-            raise CannotLowerError(f"{field.name} = {reprlib.repr(value)}")
+            raise CannotLowerError(f"{field.name} = {shown(value)}")
 
 
 def _repulsion(potential: Potential) -> list[Repel]:

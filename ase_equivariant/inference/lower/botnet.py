@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ase_equivariant.architectures.botnet import BOTNet, Layer
 from ase_equivariant.inference.lower.writer import Writer, refuse_others
-from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
 
 PLAIN: set[str] = set()
 CHOICES = {"radial": ("agnostic", "element")}
@@ -13,8 +12,7 @@ PARTS = ("linear_up", "convolution", "radial_weights", "linear", "skip")
 
 
 def write(model: BOTNet, to: Writer) -> None:
-    config = model.config
-    features = layer_irreps(parse_irreps(config.hidden_irreps), harmonics_irreps(config.l_max), config.num_interactions)
+    features = model.config.features
     feats = to.embed(model.embedding)
     for layer, head, irreps, irreps_out in zip(model.layers, model.readouts, features[:-1], features[1:], strict=True):
         refuse_others(layer, Layer, PARTS)

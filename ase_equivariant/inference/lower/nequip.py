@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from e3nn import o3
-
 from ase_equivariant.architectures.nequip import Layer, NequIP
 from ase_equivariant.inference.lower.weights import array
 from ase_equivariant.inference.lower.writer import Writer, refuse_others
-from ase_equivariant.nn.irreps import harmonics_irreps, layer_irreps, parse_irreps
 from ase_equivariant.nn.linear import Dense
 
 PLAIN = {"resnet", "normalisation", "embedding_channels", "species_neighbors"}
@@ -16,10 +13,7 @@ PARTS = ("linear_up", "convolution", "radial_mlp", "linear", "skip", "norms", "g
 
 
 def write(model: NequIP, to: Writer) -> None:
-    config = model.config
-    edges = harmonics_irreps(config.l_max, parity=-1 if config.parity else 1)
-    features = layer_irreps(parse_irreps(config.hidden_irreps), edges, config.num_interactions)
-    features[0] = o3.Irreps([(model.embedding.shape[1], "0e")])
+    features = model.config.features
     feats = to.embed(model.embedding)
     for layer, irreps, irreps_out in zip(model.layers, features[:-1], features[1:], strict=True):
         refuse_others(layer, Layer, PARTS)
