@@ -17,6 +17,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from ase import Atoms
@@ -30,6 +31,7 @@ from torch.utils._pytree import tree_flatten
 
 pytest.importorskip("lightning")
 
+from ase_equivariant.architectures import ARCHITECTURES
 from ase_equivariant.checkpoint import load_potential, read_header, save_potential
 from ase_equivariant.derivatives import predict
 from ase_equivariant.golden import verify_golden
@@ -51,7 +53,7 @@ from ase_equivariant.training.module import TrainingModule, follow, make_optimiz
 from ase_equivariant.training.progress import AtomicCheckpoints
 from ase_equivariant.training.sets import load_sets
 from ase_equivariant.training.start import start_model
-from ase_equivariant.training.train import initial_potential, train
+from ase_equivariant.training.train import initial_potential, train, unused_irreps
 
 MODEL = {"cutoff": 4.0, "num_bessel": 4, "radial_mlp": [8], "l_max": 1, "hidden_irreps": "4x0e", "correlation": 2}
 
@@ -284,6 +286,24 @@ def test_run_broken_by_a_full_disk_and_a_kill_equals_the_unbroken_run(algorithm,
 
 def raising(error):
     raise error
+
+
+def test_irreps_that_no_layer_carries_are_told(sets):
+    told = {}
+    for hidden in ("2x0e+2x1o", "2x0e+2x1o+3x1e"):
+        model = {"hidden_irreps": hidden, "num_interactions": 2, "correlation": 1}
+        path = write_config(sets, output=hidden, architecture="nequip", model=model, run={"max_epochs": 1})
+        train(path, Console(file=told.setdefault(hidden, io.StringIO())))
+    assert "hidden_irreps: 3x1e left out, for which 2 interactions have no use\n" in told["2x0e+2x1o+3x1e"].getvalue()
+    assert "left out" not in told["2x0e+2x1o"].getvalue()
+
+
+@pytest.mark.parametrize("hidden", ["4x0e", "4x0e+4x1o"])
+@pytest.mark.parametrize("num_interactions", [1, 2])
+def test_what_no_layer_carries_has_no_weights(architecture, num_interactions, hidden):
+    settings = {"num_interactions": num_interactions, "l_max": 1, "hidden_irreps": hidden}
+    config = ARCHITECTURES[architecture].Config(num_species=1, cutoff=4.0, avg_num_neighbors=4.0, **settings)
+    assert unused_irreps(config) == "+".join(tiny.unused_irreps(architecture, settings))
 
 
 def test_control_another_seed_gives_other_weights(sets, tmp_path_factory):

@@ -17,6 +17,9 @@ So that a model can be cut down to fewer elements and heads (see `restrict`), a 
 A config whose `tabulable` is true says that every `RadialMLP` of its architecture reads `radial` of the lengths as it
 is, and nothing else does, so that training on a CPU may read them from a table.
 
+A config's `features`, if it has them, are the irreps of the features before, between and after the layers, so that
+training can tell which of `hidden_irreps` no layer carries.
+
 To add an architecture: its file, a line below, and a tiny config in tests/tiny.py.
 """
 

@@ -163,6 +163,12 @@ class MACEConfig:
         return orders if len(orders) == self.num_interactions else orders * self.num_interactions
 
     @property
+    def features(self) -> list[o3.Irreps]:
+        """Irreps of the features before, between and after the layers."""
+        hidden = parse_irreps(self.hidden_irreps)
+        return [hidden[:1], *[hidden] * (self.num_interactions - 1), hidden[:1]]
+
+    @property
     def product_species(self) -> int:
         """How many species the weights of the products tell apart."""
         return 1 if self.agnostic_product else self.num_species
@@ -198,10 +204,10 @@ class MACE(torch.nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        hidden = parse_irreps(config.hidden_irreps)
-        scalars = o3.Irreps([(hidden.count("0e"), "0e")])
-        self.embedding = normal_parameter((config.num_species, scalars.dim), generator)
-        self.attributes = AttributeEmbedding(config.attributes, scalars.dim, generator) if config.attributes else None
+        features = config.features
+        channels = features[0].dim
+        self.embedding = normal_parameter((config.num_species, channels), generator)
+        self.attributes = AttributeEmbedding(config.attributes, channels, generator) if config.attributes else None
         self.harmonics = SphericalHarmonics(config.l_max)
         self.radial = radial_basis(config, config.apply_cutoff)
         self.transform = None
@@ -215,17 +221,14 @@ class MACE(torch.nn.Module):
         self.readouts = torch.nn.ModuleList()
         self.embedding_readout = None
         if config.embedding_readout:
-            self.embedding_readout = LinearReadout(scalars.dim, config.num_heads, generator)
-        irreps_in = scalars
+            self.embedding_readout = LinearReadout(channels, config.num_heads, generator)
         for t, correlation in enumerate(config.correlations):
             last = t == config.num_interactions - 1
-            irreps_out = scalars if last else hidden
             kind = config.interaction_first if t == 0 else config.interaction
-            irreps_edge = parsed(config.edge_irreps_first if t == 0 else config.edge_irreps) or irreps_in
-            parts = (irreps_in, irreps_edge, irreps_out, correlation, generator)
+            irreps_edge = parsed(config.edge_irreps_first if t == 0 else config.edge_irreps) or features[t]
+            parts = (features[t], irreps_edge, features[t + 1], correlation, generator)
             self.layers.append(NonlinearLayer(config, *parts) if kind == "nonlinear" else Layer(config, kind, *parts))
-            self.readouts.append(_readout(config, scalars.dim, last, generator))
-            irreps_in = irreps_out
+            self.readouts.append(_readout(config, channels, last, generator))
 
     def forward(
         self, vectors: Tensor, species: Tensor, senders: Tensor, receivers: Tensor, attributes: Tensor | None = None

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from ase_equivariant.architectures import build
 from ase_equivariant.checkpoint import load_potential, save_potential
+from ase_equivariant.nn.irreps import parse_irreps
 from ase_equivariant.potential import Potential
 from ase_equivariant.training import references
 from ase_equivariant.training.assess import Assessor
@@ -190,6 +191,17 @@ def announce(console: Console, config: TrainConfig, sets: Sets, potential: Poten
     tests = sum(len(s) for s in sets.test.values())
     tell(console, f"{config.name}: {config.architecture}, {parameters} parameters, {config.precision}, for {elements}")
     tell(console, f"{len(sets.train)} training, {len(sets.valid)} validation and {tests} test structures")
+    unused = unused_irreps(potential.architecture.config)
+    if unused:
+        layers = potential.architecture.config.num_interactions
+        tell(console, f"hidden_irreps: {unused} left out, for which {layers} interactions have no use")
+
+
+def unused_irreps(config: object) -> str:
+    """Those of `hidden_irreps` that no layer carries, where the architecture says what its layers carry."""
+    hidden = parse_irreps(config.hidden_irreps)
+    carried = {ir for irreps in getattr(config, "features", [hidden]) for _, ir in irreps}
+    return "+".join(str(block) for block in hidden if block.ir not in carried)
 
 
 @contextlib.contextmanager

@@ -23,19 +23,17 @@ NONLINEAR_PARTS = (*PARTS, "gate", "linear_node", "linear_gated")
 
 def write(model: MACE, to: Writer) -> None:
     config = model.config
-    hidden = parse_irreps(config.hidden_irreps)
-    scalars = o3.Irreps([hidden[0]])
-    feats, irreps = to.embed(model.embedding), scalars
+    features = config.features
+    density = harmonics_irreps(config.l_max, features[0].dim, -1 if config.parity else 1)
+    feats = to.embed(model.embedding)
     if model.attributes is not None:
         to.attributes(model.attributes, feats)
     if model.embedding_readout is not None:
         to.readout(model.embedding_readout, feats)
     for t, (layer, head) in enumerate(zip(model.layers, model.readouts, strict=True)):
-        irreps_out = scalars if t == len(model.layers) - 1 else hidden
-        edge = parse_irreps((config.edge_irreps_first if t == 0 else config.edge_irreps) or irreps)
-        density = harmonics_irreps(config.l_max, scalars.dim, -1 if config.parity else 1)
+        edge = parse_irreps((config.edge_irreps_first if t == 0 else config.edge_irreps) or features[t])
         write_layer = _nonlinear if type(layer) is NonlinearLayer else _layer
-        feats, irreps = write_layer(layer, to, feats, (irreps, edge, density, irreps_out)), irreps_out
+        feats = write_layer(layer, to, feats, (features[t], edge, density, features[t + 1]))
         if type(head) is not NoReadout:
             to.readout(head, feats)
 
