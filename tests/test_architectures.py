@@ -30,7 +30,7 @@ BAD = {
     "readout_mlp": -1,
     "bessel_decay": -1.0,
     "bessel_norm": "none",
-    "radial_basis": "Bessel",
+    "radial_basis": "Chebyshev",
     "trainable_bessel": None,
     "radial": "mlp",
     "correlation": 0,

@@ -186,7 +186,7 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"interaction_first": "residual"},
         {"interaction": "nonresidual"},
         {"skip": "shared"},
-        {"radial_basis": "chebyshev", "bessel_norm": "paper"},
+        {"radial_basis": "gaussian", "bessel_norm": "paper"},
         {"trainable_bessel": True, "bessel_decay": 1.0},
         {"num_interactions": 1},
         ALL_KINDS,

@@ -18,7 +18,9 @@ LOSS = LossConfig(energy=2.0, forces=3.0, stress=100.0, forces_factors={"Cu": 3.
 MODELS = [
     ("mace", {}),
     ("mace", {"interaction_first": "density", "interaction": "density_residual", "apply_cutoff": False}),
+    ("mace", {"interaction": "attention_residual"}),
     ("nequip", {"interaction_first": "residual", "normalisation": "rms"}),
+    ("nequip", {"interaction_first": "residual", "skip": "shared"}),
     ("botnet", {"radial": "element"}),
 ]
 

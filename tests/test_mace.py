@@ -79,10 +79,6 @@ def test_a_bad_setting_is_named_with_its_value(field, value):
         {"num_interactions": 11},
         {"radial_mlp": [1] * 11},
         {"num_bessel": 1001},
-        {"bessel_decay": 1.0, "radial_basis": "gaussian"},
-        {"bessel_norm": "unit", "radial_basis": "chebyshev"},
-        {"trainable_bessel": True, "radial_basis": "gaussian"},
-        {"readout": "bias_mlp", "readout_mlp": 0},
         {"envelope_power": 101},
         {"cutoff": 100.1},
         {"cutoff": True},
@@ -96,6 +92,22 @@ def test_settings_that_no_machine_could_hold_are_refused_at_once(settings):
         ARCHITECTURES["mace"].Config(**{**GOOD, **settings})
     for possible in ({"l_max": 11, "correlation": 2}, {"l_max": 4, "correlation": 4, "hidden_irreps": "4x0e+4x1o"}):
         ARCHITECTURES["mace"].Config(**{**GOOD, **possible})
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("bessel_decay", {"bessel_decay": 1.0, "radial_basis": "gaussian"}),
+        ("bessel_norm", {"bessel_norm": "unit", "radial_basis": "chebyshev"}),
+        ("trainable_bessel", {"trainable_bessel": True, "radial_basis": "gaussian"}),
+        ("readout_mlp", {"readout": "bias_mlp", "readout_mlp": 0}),
+        ("readout_activation", {"readout_activation": "tanh", "readout_mlp": 0}),
+        ("readout", {"readout": "linear"}),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_by_name(field, settings):
+    with pytest.raises(ValueError, match=f"^{field} = .* in the mace config: it must be .*(radial_basis|readout)"):
+        ARCHITECTURES["mace"].Config(**{**GOOD, **settings})
 
 
 def test_every_setting_has_its_bad_values_above():

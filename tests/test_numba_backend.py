@@ -80,10 +80,11 @@ GAUSSIAN = {"radial_basis": "gaussian", "bessel_norm": "paper", "bessel_decay": 
     ("architecture", "settings"),
     [
         ("mace", {"skip": "shared", "bessel_norm": "unit"}),
+        ("nequip", {"interaction": "nonresidual", **GAUSSIAN}),
         ("botnet", {"interaction": "nonresidual", "skip": "shared", **GAUSSIAN}),
     ],
 )
-def test_skips_are_shared_or_absent_and_the_radial_basis_is_any(architecture, settings):
+def test_skips_may_be_shared_later_layers_nonresidual_and_radial_bases_others(architecture, settings):
     potential = tiny_potential(architecture, heads=("first", "second"), **CONFIGS[architecture] | settings)
     assert_eager_to_the_last_digits(Numba(potential, CPU), potential)
 

@@ -2,7 +2,8 @@
 
     h⁰_i = W_{z_i}                                          embedding
     m_i  = 1/N̄ · W Σ_j R(r_ij) Y(r_ij) ⊗ W h_j              convolution
-    h¹_i = W_{z_i} m_i,    later h'_i = m_i + W_{z_i} h_i    update, without any nonlinearity
+    h'_i = W_{z_i} m_i                                      nonresidual: the first layer, or all
+    h'_i = m_i + W_{z_i} h_i                                residual; neither has any nonlinearity
     E_i  = Σ_t readout_t(h^t_i)                             linear, at last an MLP
 
 Nothing between the embedding and the last readout is nonlinear in the features, so h^t is a sum of terms of at most
@@ -21,12 +22,11 @@ from e3nn import o3
 from torch import Tensor
 
 from ase_equivariant.architectures.validation import (
-    INTERACTIONS,
-    SKIPS,
     check_choice,
     check_common,
     check_features,
     check_fixed,
+    check_layers,
     check_radial_basis,
     require,
     whole,
@@ -53,17 +53,17 @@ class BOTNetConfig:
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one
     l_max: int = 3  # of the edges' harmonics
-    parity: bool = True
+    parity: bool = True  # the only one
     hidden_irreps: str = "32x0e+32x1o+32x1e+32x2e+32x2o+32x3o+32x3e"  # of the features between layers
     num_interactions: int = 5
-    correlation: int = 1
-    update: str = "linear"
+    correlation: int = 1  # the only one
+    update: str = "linear"  # the only one
     interaction_first: str = "nonresidual"
     interaction: str = "residual"  # of the later layers
     skip: str = "species"  # weights of W_{z_i}: one matrix per species, or one "shared" by all
-    normalisation: str = "none"
+    normalisation: str = "none"  # the only one
     readout_mlp: int = 16  # hidden width of the last readout; 0: linear like the others
-    last_readout_only: bool = False
+    last_readout_only: bool = False  # the only one
     num_heads: int = 1
     tabulable = True  # see `architectures`
 
@@ -72,9 +72,7 @@ class BOTNetConfig:
         check_radial_basis(self)
         check_fixed(self, parity=True, correlation=1, update="linear", normalisation="none", last_readout_only=False)
         check_choice(self, "radial", ("agnostic", "element"))
-        for name in ("interaction_first", "interaction"):
-            check_choice(self, name, INTERACTIONS)
-        check_choice(self, "skip", SKIPS)
+        check_layers(self)
         require(whole(self.readout_mlp, 0), self, "readout_mlp", "a whole number >= 0")
         check_features(self)
 

@@ -8,8 +8,8 @@
 
 Kinds of interaction, in the first layer and in the later ones:
 
-    "nonresidual"         a species-dependent linear map of A_i and no W_{z_i} h_i: an atom without neighbours has no
-                          energy of interaction at all
+    "nonresidual"         W_{z_i} A_i in the place of A_i, and no W_{z_i} h_i: an atom without neighbours has no energy
+                          of interaction at all
     "residual"            as above
     "density"             "nonresidual" and "density_residual" "residual", with A_i = W Σ_j … / (1 + ρ_i) for a smooth
     "density_residual"    number of neighbours ρ_i = Σ_j tanh((w · e(r_ij))²)
@@ -65,7 +65,6 @@ CHOICES = {
     ),
     "skip": SKIPS,
     "distance_transform": ("none", *CONSTANTS),
-    "readout": ("mlp", "bias_mlp"),
     "readout_activation": tuple(GAINS),
 }
 
@@ -81,18 +80,20 @@ class MACEConfig:
     radial_basis: str = "bessel"
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 5
-    radial: str = "agnostic"
+    radial: str = "agnostic"  # the only one
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths; none: radial functions linear in the basis
     l_max: int = 3  # of the edges' harmonics
     parity: bool = True  # False ignores the inversion: all features are even
     hidden_irreps: str = "64x0e+64x1o"  # of the messages between layers; equal channels
     num_interactions: int = 2
     correlation: int | tuple[int, ...] = 3  # order of the product ν, or one per layer; body order ν + 1
-    update: str = "linear"
+    update: str = "linear"  # the only one
     interaction_first: str = "nonresidual"
     interaction: str = "residual"  # of the later layers
-    skip: str = "species"  # weights of W_{z_i} h_i: one matrix per species, or one "shared" by all
-    normalisation: str = "none"
+    skip: str = (
+        "species"  # weights of W_{z_i}: one matrix per species, or one "shared" by all, as the last two kinds do
+    )
+    normalisation: str = "none"  # the only one
     readout_mlp: int = 16  # hidden width of the last readout; 0: linear like the others
     readout: str = "mlp"  # of the last layer
     readout_activation: str = "silu"
@@ -111,11 +112,10 @@ class MACEConfig:
 
     def __post_init__(self):
         check_common(self)
-        check_fixed(self, radial="agnostic", update="linear", normalisation="none")
-        lowest = 1 if self.readout == "bias_mlp" else 0
-        require(whole(self.readout_mlp, lowest), self, "readout_mlp", f"a whole number >= {lowest}")
         for name, choices in CHOICES.items():
             check_choice(self, name, choices)
+        check_fixed(self, radial="agnostic", update="linear", normalisation="none")
+        self._check_readout()
         for name in FLAGS:
             check_flag(self, name)
         rule = f"'Kx0e+Kx1o+Kx2e+…' with one K ≤ {MAX_CHANNELS}, scalars first, parity (-1)^l and l up to l_max"
@@ -133,6 +133,15 @@ class MACEConfig:
         entries = (self.l_max + 1) ** (2 * max(orders)) * sum(ir.dim for _, ir in parse_irreps(self.hidden_irreps))
         rule = f"less with l_max = {self.l_max} and hidden_irreps = {self.hidden_irreps!r}, or these smaller"
         require(entries <= MAX_COUPLING, self, "correlation", rule)
+
+    def _check_readout(self) -> None:
+        known = self.readout in ("mlp", "bias_mlp")
+        require(known, self, "readout", "mlp or bias_mlp; readout_mlp = 0 makes it linear")
+        lowest = 1 if self.readout == "bias_mlp" else 0
+        rule = f"a whole number >= {lowest} with readout = {self.readout!r}"
+        require(whole(self.readout_mlp, lowest), self, "readout_mlp", rule)
+        used = self.readout_mlp > 0 or self.readout_activation == "silu"
+        require(used, self, "readout_activation", "silu with readout_mlp = 0")
 
     def _check_edges(self) -> None:
         kinds = {"edge_irreps_first": ["0e"], "edge_irreps": [str(ir) for _, ir in parsed(self.hidden_irreps)]}

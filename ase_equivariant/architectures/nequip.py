@@ -2,12 +2,13 @@
 
     h⁰_i = W_{z_i}                                          embedding
     m_i  = 1/N̄ · W Σ_j R(r_ij) Y(r_ij) ⊗ W h_j              convolution
-    h'_i = Gate(m_i + W_{z_i} h_i) (+ h_i)                  self-connection, gate, with `resnet` the identity
+    h'_i = Gate(m_i + W_{z_i} h_i) (+ h_i)                  residual: self-connection, gate, with `resnet` the identity
+    h'_i = Gate(W_{z_i} m_i) (+ h_i)                        nonresidual
     E_i  = w · W h^T_i                                      two linear layers
 
-The paper's first layer is "residual" like the others, which gives an isolated atom a learned energy. The default here
-is "nonresidual", Gate(W_{z_i} m_i): an atom without neighbours then has no energy of interaction at all. The identity
-of `resnet` is left out of the first layer for the same reason.
+The paper's layers are residual, which gives an isolated atom a learned energy. The default here is a nonresidual first
+layer: an atom without neighbours then has no energy of interaction at all. The identity of `resnet` is left out of the
+first layer for the same reason.
 
 The sum is divided by N̄, the average number of neighbours, where the paper divides by √N̄: the same functions, but
 messages of neighbours of one element add up in step, and gates multiply what has grown. With N̄ energies start at order
@@ -29,14 +30,13 @@ from e3nn import o3
 from torch import Tensor
 
 from ase_equivariant.architectures.validation import (
-    INTERACTIONS,
     MAX_CHANNELS,
-    SKIPS,
     check_choice,
     check_common,
     check_features,
     check_fixed,
     check_flag,
+    check_layers,
     check_radial_basis,
     check_repulsion,
     require,
@@ -64,22 +64,22 @@ class NequIPConfig:
     radial_basis: str = "bessel"
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
-    radial: str = "agnostic"
+    radial: str = "agnostic"  # the only one
     radial_mlp: tuple[int, ...] = (64, 64)  # hidden widths
     l_max: int = 2  # of the edges' harmonics
     parity: bool = True  # O(3); else SO(3), with even irreps only
     hidden_irreps: str = "32x0e+32x1o+32x1e+32x2e+32x2o"  # of the features between layers
     embedding_channels: int = 0  # of an atom before the first layer; 0: as many as there are even scalars
     num_interactions: int = 4
-    correlation: int = 1
-    update: str = "gate"
+    correlation: int = 1  # the only one
+    update: str = "gate"  # the only one
     interaction_first: str = "nonresidual"
     interaction: str = "residual"  # of the later layers
-    skip: str = "species"  # weights of the self-connection: one matrix per species, or one "shared" by all
+    skip: str = "species"  # weights of W_{z_i}: one matrix per species, or one "shared" by all
     resnet: bool = False  # later layers add their input to those blocks of their output that have its channels
     normalisation: str = "none"  # "rms", or "nequix" for its weights of the irreps: before each gate
     readout_mlp: int = 16  # width between the two linear layers of the readout; 0: one layer
-    last_readout_only: bool = True
+    last_readout_only: bool = True  # the only one
     num_heads: int = 1
     species_neighbors: tuple[float, ...] = ()  # avg_num_neighbors by the species that sends; empty: one for all
     pair_repulsion: ZBLConfig | None = None  # which the potential adds
@@ -95,9 +95,7 @@ class NequIPConfig:
         require(proper, self, "species_neighbors", "a list of one positive number per species, or empty")
         object.__setattr__(self, "species_neighbors", tuple(numbers))
         check_fixed(self, radial="agnostic", correlation=1, update="gate", last_readout_only=True)
-        for name in ("interaction_first", "interaction"):
-            check_choice(self, name, INTERACTIONS)
-        check_choice(self, "skip", SKIPS)
+        check_layers(self)
         check_choice(self, "normalisation", ("none", *NORMS))
         for name in ("parity", "resnet"):
             check_flag(self, name)

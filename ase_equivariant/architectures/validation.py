@@ -14,7 +14,7 @@ from ase_equivariant.text import shown
 
 # "residual" adds a map of the layer's input, the skip connection; "nonresidual" maps the message instead
 INTERACTIONS = ("nonresidual", "residual")
-SKIPS = ("species", "shared")  # weights of that map: one matrix per species, or one for all
+SKIPS = ("species", "shared")  # weights of either map: one matrix per species, or one for all
 MAX_CHANNELS = 10_000
 MAX_CUTOFF = 100.0  # Å; beyond, neighbour lists are of everything with everything
 
@@ -46,11 +46,19 @@ def check_common(config: object, highest_l: int = 11) -> None:
     require(whole(config.l_max, 0, highest_l), config, "l_max", f"a whole number from 0 to {highest_l}")
 
 
+def check_layers(config: object) -> None:
+    for name in ("interaction_first", "interaction"):
+        check_choice(config, name, INTERACTIONS)
+    check_choice(config, "skip", SKIPS)
+
+
 def check_radial_basis(config: object) -> None:
+    """Chebyshev polynomials are of numbers between -1 and 1, which a `distance_transform` makes of Å."""
     proper = _number(config.bessel_decay) and 0 <= config.bessel_decay <= 10
     require(proper, config, "bessel_decay", "a number from 0 to 10")
     check_choice(config, "bessel_norm", BESSEL_NORMS)
-    check_choice(config, "radial_basis", RADIAL_BASES)
+    transformed = hasattr(config, "distance_transform")
+    check_choice(config, "radial_basis", RADIAL_BASES if transformed else ("bessel", "gaussian"))
     check_flag(config, "trainable_bessel")
     for name, usual in (("bessel_decay", 0), ("bessel_norm", "paper"), ("trainable_bessel", False)):
         suits = config.radial_basis == "bessel" or getattr(config, name) == usual

@@ -73,6 +73,8 @@ class WholeSpeciesDense(torch.nn.Module):
 
     def forward(self, x: Tensor, species: Tensor) -> Tensor:
         weight = self.weight * self.norm
+        if len(weight) == 1:
+            return torch.matmul(x, weight[0])
         own = (species.unsqueeze(1) == torch.arange(len(weight), device=species.device)).to(x.dtype)
         own = own.view(len(species), *[1] * (x.ndim - 2), len(weight), 1)
         return torch.matmul((x.unsqueeze(-2) * own).flatten(-2), weight.flatten(0, 1))

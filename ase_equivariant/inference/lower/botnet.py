@@ -5,9 +5,8 @@ from __future__ import annotations
 from ase_equivariant.architectures.botnet import BOTNet, Layer
 from ase_equivariant.inference.lower.writer import Writer, refuse_others
 
-PLAIN: set[str] = set()
-CHOICES = {"radial": ("agnostic", "element")}
-CHOICES |= dict.fromkeys(("interaction_first", "interaction"), ("nonresidual", "residual"))
+PLAIN = {"interaction_first", "interaction", "radial"}
+CHOICES: dict[str, tuple] = {}
 PARTS = ("linear_up", "convolution", "radial_weights", "linear", "skip")
 
 

@@ -7,8 +7,8 @@ from ase_equivariant.inference.lower.weights import array
 from ase_equivariant.inference.lower.writer import Writer, refuse_others
 from ase_equivariant.nn.linear import Dense
 
-PLAIN = {"resnet", "normalisation", "embedding_channels", "species_neighbors"}
-CHOICES = dict.fromkeys(("interaction_first", "interaction"), ("nonresidual", "residual"))
+PLAIN = {"interaction_first", "interaction", "resnet", "normalisation", "embedding_channels", "species_neighbors"}
+CHOICES: dict[str, tuple] = {}
 PARTS = ("linear_up", "convolution", "radial_mlp", "linear", "skip", "norms", "gate")
 
 
