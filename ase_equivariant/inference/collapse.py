@@ -23,7 +23,7 @@ def collapsed(program: Program) -> Program:
         readers = [s for s in stages if conv.target in s.reads]
         if len(readers) == 1 and _is_worth_it(conv, readers[0]):
             stages[i], stages[stages.index(readers[0])] = _mix_late(conv, readers[0])
-            widths[conv.target] = sum(_dim(path) * path.width for path in stages[i].paths)
+            widths[conv.target] = sum(path.n_sums * path.width for path in stages[i].paths)
     return replace(program, stages=tuple(stages), widths=widths)
 
 
@@ -33,7 +33,7 @@ def _is_worth_it(conv: Stage, linear: Stage) -> bool:
     network, narrow = conv.radial, min(path.width for path in conv.paths)
     last = network.layers[-1]
     plain = not (network.counts or network.kinds.any() or last.bias.any()) and last.norm is None
-    whole = all(path.stride_out == path.width and _dim(path) == len(path.entries) for path in conv.paths)
+    whole = all(path.stride_out == path.width and path.n_sums == len(path.entries) for path in conv.paths)
     hidden = len(network.layers) > 1 and len(conv.table) * last.weights.shape[1] <= narrow
     return plain and whole and hidden
 
@@ -51,13 +51,9 @@ def _mix_late(conv: Convolve, linear: Linear) -> tuple[Convolve, Linear]:
             if m.start_in == path.start_out:
                 maps.append(Map(m.dim, start, m.start_out, mixing.reshape(width, -1) @ m.weights))
         paths += [Path(count, z * count, start + z * count, width, 0, path.entries) for z in range(n_species)]
-        start += _dim(path) * width
+        start += path.n_sums * width
     network = replace(conv.radial, layers=(*layers, Layer(np.eye(count)[None], np.zeros((1, count)))))
     return (
         Convolve(None, table, conv.target, tuple(paths), network),
         Linear(linear.source, linear.target, tuple(maps)),
     )
-
-
-def _dim(path: Path) -> int:
-    return len({m3 for m3, *_ in path.entries})

@@ -151,6 +151,9 @@ class NumbaKernels:
         run_rows(_compile(name, self.paths), n_rows, *arguments)
 
 
+Sums = tuple[tuple[float, int], ...]  # coefficients and harmonics
+
+
 @dataclass(frozen=True)
 class Path:
     """Where one path reads and writes: flat offsets, strides between components, and its coupling's entries."""
@@ -161,6 +164,18 @@ class Path:
     stride_out: int
     weight: int
     entries: tuple[tuple[int, int, int, float], ...]  # m3, m1, harmonic, coefficient
+
+    @property
+    def n_sums(self) -> int:
+        """How many components m3 it writes."""
+        return len({m3 for m3, *_ in self.entries})
+
+    def couplings(self, sign: float = 1.0) -> dict[tuple[int, int], Sums]:
+        """(m3, m1) -> what multiplies h_m1 in the sum m3, times the sign."""
+        terms: dict[tuple[int, int], Sums] = {}
+        for m3, m1, m2, coefficient in self.entries:
+            terms[m3, m1] = (*terms.get((m3, m1), ()), (float(coefficient) * sign, m2))
+        return terms
 
 
 def paths_of(convolution: Convolution, couplings: np.ndarray) -> tuple[Path, ...]:

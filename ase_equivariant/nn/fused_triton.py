@@ -94,7 +94,7 @@ def _groups(paths: tuple[Path, ...], name: str) -> list[tuple[Path, ...]]:
     for _, same in groupby(sorted(paths, key=key), key):
         lot, held = [], 0
         for path in same:
-            sums = len({m3 for m3, *_ in path.entries}) if name == "by_receiver" else 0
+            sums = path.n_sums if name == "by_receiver" else 0
             if held + sums > REGISTERS:
                 lots.append(tuple(lot))
                 lot, held = [], 0

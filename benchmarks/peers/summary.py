@@ -39,14 +39,18 @@ def tables(results: dict) -> str:
 
 
 def brief(entries: list[dict]) -> str:
-    """One line per entry: how many times slower than the first side the other programs are."""
-    lines = ["| model and structure | atoms | ours, ms per step | times slower, median (range) |", "|" + " --- |" * 4]
+    """One line per entry: how many times slower than the first side the other programs are, and the memory of all."""
+    titles = "model and structure | atoms | ours, ms per step | times slower, median (range) | peak memory, MiB"
+    lines = [f"| {titles} |", "|" + " --- |" * 5]
     for entry in entries:
         (_, ours), *others = entry["sides"].items()
         peers = [(side, row) for side, row in others if not side.startswith("ours")]
         slower = [f"{side} {row['failed'] if 'failed' in row else spread(row)}" for side, row in peers]
         ms = f"{ours['ms']:#.3g}" if "ms" in ours else ours["failed"]
-        lines.append(f"| {entry['what']} | {entry['atoms']} | {ms} | {'; '.join(slower)} |")
+        peaks = [
+            f"{side} {row['peak_memory_MiB']}" for side, row in [("ours", ours), *peers] if row.get("peak_memory_MiB")
+        ]
+        lines.append(f"| {entry['what']} | {entry['atoms']} | {ms} | {'; '.join(slower)} | {'; '.join(peaks) or '–'} |")
     return "\n".join(lines) + "\n"
 
 

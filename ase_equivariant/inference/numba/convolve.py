@@ -16,7 +16,7 @@ from ase_equivariant.inference.numba.lanes import REGISTERS, lanes_of
 from ase_equivariant.inference.numba.radial import EDGES, Exact, Interpolated, radial_functions
 from ase_equivariant.inference.numba.run import Run
 from ase_equivariant.inference.program import Convolve
-from ase_equivariant.nn.fused import Path
+from ase_equivariant.nn.fused import Path, Sums
 
 RADIAL = "table, other, constants"  # arrays of the radial functions
 
@@ -49,17 +49,6 @@ class ConvolveKernel:
         self._backward(a, b, *self._arrays(run), *gradients, run.harmonics_gradient, run.lengths_gradient)
 
 
-Sums = tuple[tuple[float, int], ...]  # coefficients and harmonics
-
-
-def _couplings(path: Path, sign: float) -> dict[tuple[int, int], Sums]:
-    """(m3, m1) -> what multiplies h_m1 in the sum m3."""
-    terms: dict[tuple[int, int], Sums] = {}
-    for m3, m1, m2, coefficient in path.entries:
-        terms[m3, m1] = (*terms.get((m3, m1), ()), (float(coefficient) * sign, m2))
-    return terms
-
-
 def _coupled(sums: Sums) -> str:
     return " + ".join(f"real({c!r}) * ye[{m2}]" for c, m2 in sums)
 
@@ -68,7 +57,7 @@ def _groups(paths: tuple[Path, ...]) -> list[list[Path]]:
     """Consecutive paths of one width whose sums fit the registers together."""
     groups, free = [], 0
     for path in paths:
-        needed = len({m3 for m3, *_ in path.entries})
+        needed = path.n_sums
         if needed > free or path.width != groups[-1][-1].width:
             groups.append([])
             free = 3 * REGISTERS // 4
@@ -78,7 +67,7 @@ def _groups(paths: tuple[Path, ...]) -> list[list[Path]]:
 
 
 def _forward(paths: tuple[Path, ...], radial: Exact | Interpolated, lanes: int) -> str:
-    couplings = list(dict.fromkeys(sums for path in paths for sums in _couplings(path, 1.0).values()))
+    couplings = list(dict.fromkeys(sums for path in paths for sums in path.couplings().values()))
     lines = [
         "@summing",
         f"def forward(a, b, first, senders, species, lengths, y, h, rows, kinds, {RADIAL}, out):",
@@ -99,7 +88,7 @@ def _forward(paths: tuple[Path, ...], radial: Exact | Interpolated, lanes: int) 
     for group in _groups(paths):
         places, loop = {}, radial.opened(lanes)
         for p, path in enumerate(group):
-            terms = _couplings(path, 1.0)
+            terms = path.couplings()
             loop += radial.vectors(f"{path.weight} + k", lanes)
             for m1 in sorted({m1 for _, m1 in terms}):
                 loop.append(f"f{m1} = mul(x, load(h, sent[q] + {path.start_in + m1 * path.width} + k, {lanes}))")
@@ -159,7 +148,7 @@ def _backward_component(path: Path, m1: int, vectors: list[str], lanes: int, sen
     # all harmonics of a path have one l, and those of the reversed edge differ by (-1)^l
     ell = int(np.sqrt(path.entries[0][2]))
     sign = (-1.0) ** ell
-    terms = {m3: sums for (m3, n1), sums in _couplings(path, sign).items() if n1 == m1}
+    terms = {m3: sums for (m3, n1), sums in path.couplings(sign).items() if n1 == m1}
     place = f"{path.start_in + m1 * path.width} + k"
     lines = [f"c{m3}, b{m3} = fill({_coupled(sums)}, {lanes}), fill(real(0.0), {lanes})" for m3, sums in terms.items()]
     loop = [*vectors, f"hk = load(h, sent + {place}, {lanes})", "f = mul(x, hk)"]

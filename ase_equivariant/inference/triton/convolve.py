@@ -18,13 +18,11 @@ from ase_equivariant.inference.program import Convolve
 from ase_equivariant.inference.triton.compile import Compiler, Kernel, is_interpreted
 from ase_equivariant.inference.triton.radial import Exact, Interpolated, radial_functions
 from ase_equivariant.inference.triton.run import Run
-from ase_equivariant.nn.fused import Path
+from ase_equivariant.nn.fused import Path, Sums
 
 WIDEST = 128  # channels of a program
 SUMS, TERMS = 40, 500  # of a forward kernel, and of any
 FEW = 3000  # atoms, up to which several warps share one
-
-Sums = tuple[tuple[float, int], ...]  # coefficients and harmonics
 
 
 class ConvolveKernel(Kernel):
@@ -77,19 +75,11 @@ def _tile(run: Run, width: int) -> dict[str, int]:
     return {"E": warps * WIDEST // channels, "K": channels, "num_warps": warps}
 
 
-def _couplings(path: Path, sign: float) -> dict[tuple[int, int], Sums]:
-    """(m3, m1) -> what multiplies h_m1 in the sum m3."""
-    terms: dict[tuple[int, int], Sums] = {}
-    for m3, m1, m2, coefficient in path.entries:
-        terms[m3, m1] = (*terms.get((m3, m1), ()), (float(coefficient) * sign, m2))
-    return terms
-
-
 def _groups(paths: tuple[Path, ...], most: int) -> list[list[Path]]:
     """Paths of one width with at most so many sums, and not too many terms."""
     groups, sums, terms = [], 0, 0
     for path in sorted(paths, key=lambda path: -path.width):
-        needed, written = len({m3 for m3, *_ in path.entries}), len(path.entries)
+        needed, written = path.n_sums, len(path.entries)
         if not groups or sums + needed > most or terms + written > TERMS or path.width != groups[-1][-1].width:
             groups.append([])
             sums = terms = 0
@@ -141,7 +131,7 @@ def _convolve(group: list[Path], radial: Exact | Interpolated, strides: tuple[in
     stride_in, stride_out, stride_y = strides
     width, mask, places, loop, names = group[0].width, _mask(group[0].width), {}, [], _Names()
     for p, path in enumerate(group):
-        terms = _couplings(path, 1.0)
+        terms = path.couplings()
         loop += radial.vectors(path.weight, mask)
         for m1 in sorted({m1 for _, m1 in terms}):
             loop.append(f"f{m1} = x * tl.load(sent + {path.start_in + m1 * path.width}{mask})")
@@ -175,7 +165,7 @@ def _convolve_back(group: list[Path], radial: Exact | Interpolated, strides: tup
     adjoint: set[int] = set()
     for path in group:
         sign = (-1.0) ** int(np.sqrt(path.entries[0][2]))  # all harmonics of a path have one l
-        terms = _couplings(path, sign)
+        terms = path.couplings(sign)
         loop += radial.vectors(path.weight, mask)
         for m3 in sorted({m3 for m3, _ in terms}):
             loop.append(f"g{m3} = tl.load(there + {path.start_out + m3 * path.stride_out}{mask})")
