@@ -20,7 +20,7 @@ pytest.importorskip("lightning")
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path.append(str(ROOT / "benchmarks" / "accuracy"))
+sys.path.insert(0, str(ROOT / "benchmarks" / "accuracy"))  # before benchmarks/peers, which has a run.py too
 import ablation  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
