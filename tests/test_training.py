@@ -672,7 +672,7 @@ def test_bad_labels_are_named_by_file_frame_and_key(tmp_path, damage, key, keys,
 def test_labels_of_a_wrong_shape_or_kind_are_named(tmp_path):
     frame = labelled("Cu", 0)
     frame.arrays["pairs"], frame.info["word"] = np.zeros((4, 2)), "low"
-    with pytest.raises(InputError, match=r"frame 0: 'pairs' has shape \(4, 2\); it must be \(4, 3\)"):
+    with pytest.raises(InputError, match=r"frame 0: 'pairs' has shape \(4, 2\); as forces it must be \(4, 3\)"):
         structures_of(tmp_path, [frame], keys=Keys(forces="pairs"))
     with pytest.raises(InputError, match="frame 0: 'word' is 'low', not numbers"):
         structures_of(tmp_path, [frame], keys=Keys(energy="word"))

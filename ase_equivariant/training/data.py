@@ -15,11 +15,10 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import InputError
 from ase.data import chemical_symbols
-from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from ase_equivariant.graph import Graph, concatenate, from_atoms
-from ase_equivariant.text import shown
+from ase_equivariant.labels import find_label
 from ase_equivariant.training.config import Keys, LossConfig
 
 
@@ -77,14 +76,16 @@ def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Stru
         raise InputError(f"{source} has no atoms; remove it")
     if strange := sorted(set(atoms.numbers.tolist()) - set(range(1, len(chemical_symbols)))):
         raise InputError(f"{source} has the atomic numbers {strange}; allowed: 1 to {len(chemical_symbols) - 1}")
-    energy = find_label(atoms, "energy", keys.energy, [()], loss.energy > 0, source)
-    forces = find_label(atoms, "forces", keys.forces, [(n, 3)], loss.forces > 0 and n > 1, source)
-    stress = find_label(atoms, "stress", keys.stress, [(6,), (3, 3), (9,)], False, source)
-    if stress is not None:
-        if atoms.cell.rank < 3:
-            remedy = "remove it, or set data.keys.stress to null"
-            raise InputError(f"{source}: {keys.stress!r} needs a three-dimensional cell; {remedy}")
-        stress = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
+    energy, forces, stress = (
+        find_label(atoms, name, getattr(keys, name), source) for name in ("energy", "forces", "stress")
+    )
+    if loss.energy > 0:
+        need(energy, atoms, "energy", keys.energy, source)
+    if loss.forces > 0 and n > 1:
+        need(forces, atoms, "forces", keys.forces, source)
+    if stress is not None and atoms.cell.rank < 3:
+        remedy = "remove it, or set data.keys.stress to null"
+        raise InputError(f"{source}: {keys.stress!r} needs a three-dimensional cell; {remedy}")
     system = "-".join(sorted(set(atoms.get_chemical_symbols())))
     return Structure(atoms, source, system, None if energy is None else float(energy), forces, stress)
 
@@ -97,28 +98,13 @@ def without_offset(structure: Structure, offset: dict[str, float]) -> Structure:
     return replace(structure, stress=structure.stress - total / structure.atoms.cell.volume * np.eye(3))
 
 
-def find_label(
-    atoms: Atoms, quantity: str, key: str | None, shapes: list[tuple], required: bool, source: str
-) -> np.ndarray | None:
-    """A label by its key, from the calculator's results, `info` or `arrays`; None where it is missing and may be."""
-    results = atoms.calc.results if atoms.calc is not None else {}
-    places = [place for place in (results, atoms.info, atoms.arrays) if key in place]
-    if not places:
-        if not required:
-            return None
+def need(label: np.ndarray | None, atoms: Atoms, quantity: str, key: str | None, source: str) -> None:
+    """Raise the InputError of a label that is missing and may not be."""
+    if label is None:
+        results = atoms.calc.results if atoms.calc is not None else {}
         found = sorted({*results, *atoms.info, *atoms.arrays} - {"numbers", "positions"})
         there = ", ".join(found) or "no labels"
         raise InputError(f"{source}: no {quantity} under the key {key!r} (data.keys.{quantity}); it has {there}")
-    try:
-        value = np.asarray(places[0][key], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{source}: {key!r} is {shown(places[0][key])}, not numbers") from None
-    if value.shape not in shapes:
-        allowed = " or ".join(str(shape) for shape in shapes)
-        raise InputError(f"{source}: {key!r} has shape {value.shape}; it must be {allowed}")
-    if not np.isfinite(value).all():
-        raise InputError(f"{source}: {key!r} holds NaN or infinity; remove the structure or repair it")
-    return value
 
 
 def make_batch(structure: Structure, atomic_numbers: Sequence[int], cutoff: float) -> Batch:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator, InputError, PropertyNotImplementedError
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_equivariant.labels import find_label
 
 KEYS = {name: name for name in ("energy", "forces", "stress")}
 
@@ -55,7 +57,10 @@ def evaluate(
         with suppress(PropertyNotImplementedError):  # without a 3-D cell
             results["stress"] = atoms.get_stress(apply_constraint=False)
         atoms.calc = SinglePointCalculator(atoms, **results)
-        atoms.info.update({f"ref_{key}": labels[key] for key in ("energy", "stress") if key in labels})
+        if "energy" in labels:
+            atoms.info["ref_energy"] = float(labels["energy"])
+        if "stress" in labels:
+            atoms.info["ref_stress"] = labels["stress"]
         if "forces" in labels:
             atoms.arrays["ref_forces"] = labels["forces"]
         evaluated.append(atoms)
@@ -64,35 +69,12 @@ def evaluate(
     return evaluated
 
 
-def reference_labels(frame: Atoms, keys: Mapping[str, str] = KEYS) -> dict[str, float | np.ndarray]:
-    """Energy, forces and stress that a frame came with; only those that are there.
-
-    `keys` are their names among the results of the frame's calculator, if it has calculated this frame, else in `info`
-    or `arrays`.
-    """
-    shapes = {"energy": [()], "forces": [(len(frame), 3)], "stress": [(6,), (9,), (3, 3)]}
-    labels = {}
-    for name, key in keys.items():
-        if (found := _find(frame, key)) is None:
-            continue
-        value = np.asarray(found)
-        if value.shape not in shapes[name] or value.dtype.kind not in "if" or not np.isfinite(value).all():
-            allowed = " or ".join(str(shape) for shape in shapes[name])
-            raise InputError(
-                f"{key!r} is no {name} of {frame.symbols}: it must be finite numbers of the shape {allowed}"
-            )
-        labels[name] = float(value) if name == "energy" else value
-    if labels.get("stress", np.empty(6)).shape != (6,):
-        labels["stress"] = full_3x3_to_voigt_6_stress(labels["stress"].reshape(3, 3))
-    return labels
-
-
-def _find(frame: Atoms, key: str) -> object | None:
-    results = getattr(frame.calc, "results", {})
-    # of a calculator that several frames share, the results are those of the last one
-    if key in results and not frame.calc.calculation_required(frame, [key]):
-        return results[key]
-    return frame.info.get(key, frame.arrays.get(key))
+def reference_labels(frame: Atoms, keys: Mapping[str, str] = KEYS) -> dict[str, np.ndarray]:
+    """Energy, forces and stress (Voigt) that a frame came with, by `find_label`; only those that are there."""
+    labels = {name: find_label(frame, name, key, str(frame.symbols)) for name, key in keys.items()}
+    if labels.get("stress") is not None:
+        labels["stress"] = full_3x3_to_voigt_6_stress(labels["stress"])
+    return {name: value for name, value in labels.items() if value is not None}
 
 
 def compare(evaluated: Sequence[Atoms]) -> Comparison:

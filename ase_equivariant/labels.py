@@ -1,0 +1,45 @@
+"""Energy, forces and stress that a structure came with."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import InputError
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from ase_equivariant.text import shown
+
+
+def find_label(atoms: Atoms, quantity: str, key: str | None, source: str) -> np.ndarray | None:
+    """The "energy" [] eV, "forces" [n_atoms, 3] eV/Å or "stress" [3, 3] eV/Å³ of a structure, None where it is missing.
+
+    It is looked for under its key among the results of the structure's calculator, if that has calculated this
+    structure, in `info` and in `arrays`; a stress may have the shapes (6,) of Voigt, (3, 3) and (9,) there. Raises
+    InputError, which begins with `source`, for one that is no finite numbers or has another shape.
+    """
+    found = _found(atoms, key)
+    if found is None:
+        return None
+    try:
+        value = np.asarray(found)
+    except ValueError:  # of lists of different lengths
+        value = np.asarray("")
+    if value.dtype.kind not in "iuf":
+        raise InputError(f"{source}: {key!r} is {shown(found)}, not numbers")
+    shapes = {"energy": [()], "forces": [(len(atoms), 3)], "stress": [(6,), (3, 3), (9,)]}[quantity]
+    if value.shape not in shapes:
+        allowed = " or ".join(map(str, shapes))
+        raise InputError(f"{source}: {key!r} has shape {value.shape}; as {quantity} it must be {allowed}")
+    if not np.isfinite(value).all():
+        raise InputError(f"{source}: {key!r} holds NaN or infinity; remove the structure or repair it")
+    if quantity == "stress":
+        value = voigt_6_to_full_3x3_stress(value) if value.shape == (6,) else value.reshape(3, 3)
+    return value.astype(np.float64)
+
+
+def _found(atoms: Atoms, key: str | None) -> object | None:
+    results = getattr(atoms.calc, "results", {})
+    # of a calculator that several structures share, the results are those of the last one
+    if key in results and not atoms.calc.calculation_required(atoms, [key]):
+        return results[key]
+    return atoms.info.get(key, atoms.arrays.get(key))
