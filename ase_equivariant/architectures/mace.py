@@ -90,9 +90,7 @@ class MACEConfig:
     update: str = "linear"  # the only one
     interaction_first: str = "nonresidual"
     interaction: str = "residual"  # of the later layers
-    skip: str = (
-        "species"  # weights of W_{z_i}: one matrix per species, or one "shared" by all, as the last two kinds do
-    )
+    skip: str = "species"  # W_{z_i}: a matrix per species, or one "shared" by all, as the last two kinds have it
     normalisation: str = "none"  # the only one
     readout_mlp: int = 16  # hidden width of the last readout; 0: linear like the others
     readout: str = "mlp"  # of the last layer
