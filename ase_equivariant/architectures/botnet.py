@@ -47,7 +47,7 @@ class BOTNetConfig:
     num_bessel: int = 8
     bessel_decay: float = 0.0  # p: the n-th Bessel function has n^-p of the amplitude of the first; larger is smoother
     bessel_norm: str = "paper"  # or "unit": larger ones, for radial functions that are linear in the basis
-    radial_basis: str = "bessel"
+    radial_basis: str = "bessel"  # or "gaussian"
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
     radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
