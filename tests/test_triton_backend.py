@@ -48,6 +48,7 @@ CONFIGS = {
         "hidden_irreps": "3x0e+2x1o",
         "num_interactions": 2,
         "radial": "element",
+        "skip": "shared",
         "readout_mlp": 3,
         "bessel_decay": 1.0,
     },
