@@ -218,6 +218,6 @@ def _symbol(number: int) -> str:
     return chemical_symbols[number] if 0 < number < len(chemical_symbols) else "X"
 
 
-def _listing(indices: np.ndarray, shown: int = 8) -> str:
-    rest = f" and {len(indices) - shown} more" if len(indices) > shown else ""
-    return ", ".join(map(str, indices[:shown])) + rest
+def _listing(indices: np.ndarray, count: int = 8) -> str:
+    rest = f" and {len(indices) - count} more" if len(indices) > count else ""
+    return ", ".join(map(str, indices[:count])) + rest

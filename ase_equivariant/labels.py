@@ -17,7 +17,8 @@ def find_label(atoms: Atoms, quantity: str, key: str | None, source: str) -> np.
     structure, in `info` and in `arrays`; a stress may have the shapes (6,) of Voigt, (3, 3) and (9,) there. Raises
     InputError, which begins with `source`, for one that is no finite numbers or has another shape.
     """
-    found = _found(atoms, key)
+    places = results_of(atoms), atoms.info, atoms.arrays
+    found = next((place[key] for place in places if place.get(key) is not None), None)
     if found is None:
         return None
     try:
@@ -37,9 +38,16 @@ def find_label(atoms: Atoms, quantity: str, key: str | None, source: str) -> np.
     return value.astype(np.float64)
 
 
-def _found(atoms: Atoms, key: str | None) -> object | None:
-    results = getattr(atoms.calc, "results", {})
-    # of a calculator that several structures share, the results are those of the last one
-    if key in results and not atoms.calc.calculation_required(atoms, [key]):
-        return results[key]
-    return atoms.info.get(key, atoms.arrays.get(key))
+def results_of(atoms: Atoms) -> dict:
+    """What the structure's calculator has calculated, if it was this structure: several may share a calculator."""
+    of = getattr(atoms.calc, "atoms", None)
+    same = of is None or all(
+        np.array_equal(ours, its, equal_nan=True)
+        for ours, its in (
+            (atoms.positions, of.positions),
+            (atoms.numbers, of.numbers),
+            (atoms.cell.array, of.cell.array),
+            (atoms.pbc, of.pbc),
+        )
+    )
+    return getattr(atoms.calc, "results", {}) if same else {}

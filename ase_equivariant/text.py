@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import reprlib
 
+LONGEST = 300  # characters
+
 
 class _Short(reprlib.Repr):
     """Cut while it is made: aliases in a file of a few bytes unfold to gigabytes."""
@@ -20,8 +22,9 @@ _short = _Short()
 
 
 def shown(value: object) -> str:
-    """A value as it stands in an error message: a long one is cut, and one of several lines, as arrays are, is one."""
-    return " ".join(line.strip() for line in _short.repr(value).splitlines())
+    """A value as it stands in an error message: a long one is cut, its lines are joined."""
+    text = " ".join(line.strip() for line in _short.repr(value).splitlines())
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def said(value: object) -> str:

@@ -170,6 +170,7 @@ ALL_KINDS = {"num_interactions": 6, "hidden_irreps": "4x0e+1x0o+3x1o+2x1e+2x2e+1
         ("num_heads", 0),
         ("bessel_decay", "1"),
         ("bessel_norm", "none"),
+        ("radial_basis", "chebyshev"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(field, value):

@@ -53,6 +53,7 @@ def features_of(potential, graph):
         ("trainable_bessel", None),
         ("bessel_decay", -1.0),
         ("bessel_norm", "none"),
+        ("radial_basis", "chebyshev"),
         ("readout_mlp", 1.5),
         ("l_max", 7),
         ("embedding_channels", -1),

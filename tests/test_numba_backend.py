@@ -362,9 +362,11 @@ def test_a_backend_may_differ_from_the_reference_by_the_rounding_of_the_referenc
         assert (checked.name == "numba") == accepted == (not caught)
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
-)
+FULL = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+FULL += [RuntimeError("Triton Error [CUDA]: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+
+
+@pytest.mark.parametrize("error", FULL)
 def test_lack_of_memory_is_no_fault_of_a_backend(error, mace):
     def full(graph, forces):
         raise error
@@ -373,6 +375,16 @@ def test_lack_of_memory_is_no_fault_of_a_backend(error, mace):
     with pytest.raises(type(error)):
         checked(batch(mace), True)
     assert checked.name == "numba"
+
+
+def test_a_compiler_that_does_not_start_is_a_fault_of_the_backend(mace):
+    def lonely(graph, forces):
+        raise OSError(12, "Cannot allocate memory")
+
+    checked = checked_against_eager(lonely, mace)
+    with pytest.warns(UserWarning, match="fails with OSError"):
+        checked(batch(mace), True)
+    assert checked.name == "eager"
 
 
 def test_a_large_structure_is_compared_on_a_piece(mace, fast):
@@ -398,6 +410,15 @@ def test_a_piece_goes_on_where_a_molecule_ends(mace):
     assert part.positions[:2].equal(beside.positions[1:3])
     assert part.n_edges > apart.n_edges == 2
     assert piece(beside, 110).n_nodes == 110  # all but the lone atom
+
+
+def test_a_piece_has_all_elements_of_a_file_that_is_sorted_by_them(mace):
+    crystal = bulk("Cu", "fcc", a=2.4, cubic=True) * (4, 4, 4)
+    crystal.numbers[:] = np.repeat([6, 14, 29], [85, 85, 86])
+    graph = from_atoms(crystal, mace.atomic_numbers, mace.cutoff)
+    part = piece(graph, 40)
+    assert graph.n_edges / graph.n_nodes > 40
+    assert set(part.species.tolist()) == set(graph.species.tolist())
 
 
 # at 0.5 Å the model's energies are beyond all measure, 1e11 eV: there a few roundings of single precision are right

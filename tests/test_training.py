@@ -43,6 +43,7 @@ from ase_equivariant.training.data import (
     collate,
     element_weights,
     make_batch,
+    read_labels,
     read_structures,
     split,
     type_weights,
@@ -294,8 +295,8 @@ def test_irreps_that_no_layer_carries_are_told(sets):
         model = {"hidden_irreps": hidden, "num_interactions": 2, "correlation": 1}
         path = write_config(sets, output=hidden, architecture="nequip", model=model, run={"max_epochs": 1})
         train(path, Console(file=told.setdefault(hidden, io.StringIO())))
-    assert "hidden_irreps: 3x1e left out, for which 2 interactions have no use\n" in told["2x0e+2x1o+3x1e"].getvalue()
-    assert "left out" not in told["2x0e+2x1o"].getvalue()
+    assert "hidden_irreps: no layer carries 3x1e, through which no path" in told["2x0e+2x1o+3x1e"].getvalue()
+    assert "no layer carries" not in told["2x0e+2x1o"].getvalue()
 
 
 @pytest.mark.parametrize("hidden", ["4x0e", "4x0e+4x1o"])
@@ -667,6 +668,18 @@ def test_bad_labels_are_named_by_file_frame_and_key(tmp_path, damage, key, keys,
     damage(frames[1], key)
     with pytest.raises(InputError, match=r"frames\.extxyz, " + message):
         structures_of(tmp_path, frames, keys=keys)
+
+
+def test_what_no_model_reads_does_not_hide_labels(tmp_path):
+    frame = labelled("Cu", 0)
+    plain = structures_of(tmp_path, [frame])[0]
+    frame.calc.results["magmoms"] = np.full(len(frame), np.nan)
+    frame.info["REF"] = None
+    assert structures_of(tmp_path, [frame])[0].energy == pytest.approx(plain.energy, abs=1e-7)
+    frame.set_initial_magnetic_moments([np.nan] * len(frame))
+    assert read_labels(frame, Keys(), LossConfig(), "test").energy == pytest.approx(plain.energy, abs=1e-7)
+    with pytest.raises(InputError, match="no energy under the key 'REF' .*it has energy, forces, initial_magmoms, mag"):
+        read_labels(frame, Keys(energy="REF"), LossConfig(), "test")
 
 
 def test_labels_of_a_wrong_shape_or_kind_are_named(tmp_path):

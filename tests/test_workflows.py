@@ -411,7 +411,7 @@ def test_label_of_another_shape_is_refused_before_any_work(value):
     frame = labelled(0.0, 0.0, 0.0)
     frame.info["free"] = value
     with pytest.raises(
-        InputError, match=r"^Au.*: 'free' (has shape .* as energy it must be \(\)|.*not numbers|holds NaN)"
+        InputError, match=r"^frame 0: 'free' (has shape .* as energy it must be \(\)|.*not numbers|holds NaN)"
     ):
         evaluate([frame], calculator, keys={"energy": "free"})
     assert calculator.atoms is None

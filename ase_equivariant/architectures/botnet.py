@@ -50,7 +50,7 @@ class BOTNetConfig:
     radial_basis: str = "bessel"  # or "gaussian"
     trainable_bessel: bool = False  # frequencies learned from nπ/r_c on
     envelope_power: int = 6
-    radial: str = "agnostic"  # one MLP for all; "element": linear in the Bessel functions, by the sender's element
+    radial: str = "agnostic"  # one MLP for all; "element": linear in the radial basis, by the sender's element
     radial_mlp: tuple[int, ...] = (64, 64, 64)  # hidden widths of the agnostic one
     l_max: int = 3  # of the edges' harmonics
     parity: bool = True  # the only one

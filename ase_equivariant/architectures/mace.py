@@ -35,6 +35,7 @@ from torch import Tensor
 from ase_equivariant.architectures.mace_layers import Layer, NonlinearLayer
 from ase_equivariant.architectures.validation import (
     MAX_CHANNELS,
+    RADIAL_BASES,
     SKIPS,
     check_attributes,
     check_choice,
@@ -118,7 +119,7 @@ class MACEConfig:
             check_flag(self, name)
         rule = f"'Kx0e+Kx1o+Kx2e+…' with one K ≤ {MAX_CHANNELS}, scalars first, parity (-1)^l and l up to l_max"
         require(_suits_messages(self.hidden_irreps, self), self, "hidden_irreps", rule)
-        check_radial_basis(self)
+        check_radial_basis(self, (*RADIAL_BASES, "chebyshev"))  # of published models
         check_repulsion(self)
         check_attributes(self)
         self._check_edges()

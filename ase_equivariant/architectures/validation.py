@@ -9,12 +9,13 @@ from e3nn import o3
 
 from ase_equivariant.nn.irreps import parse_irreps
 from ase_equivariant.nn.pair_repulsion import ZBLConfig
-from ase_equivariant.nn.radial import BESSEL_NORMS, RADIAL_BASES
+from ase_equivariant.nn.radial import BESSEL_NORMS
 from ase_equivariant.text import shown
 
 # "residual" adds a map of the layer's input, the skip connection; "nonresidual" maps the message instead
 INTERACTIONS = ("nonresidual", "residual")
 SKIPS = ("species", "shared")  # weights of either map: one matrix per species, or one for all
+RADIAL_BASES = ("bessel", "gaussian")
 MAX_CHANNELS = 10_000
 MAX_CUTOFF = 100.0  # Å; beyond, neighbour lists are of everything with everything
 
@@ -52,13 +53,11 @@ def check_layers(config: object) -> None:
     check_choice(config, "skip", SKIPS)
 
 
-def check_radial_basis(config: object) -> None:
-    """Chebyshev polynomials are of numbers between -1 and 1, which a `distance_transform` makes of Å."""
+def check_radial_basis(config: object, bases: tuple[str, ...] = RADIAL_BASES) -> None:
     proper = _number(config.bessel_decay) and 0 <= config.bessel_decay <= 10
     require(proper, config, "bessel_decay", "a number from 0 to 10")
     check_choice(config, "bessel_norm", BESSEL_NORMS)
-    transformed = hasattr(config, "distance_transform")
-    check_choice(config, "radial_basis", RADIAL_BASES if transformed else ("bessel", "gaussian"))
+    check_choice(config, "radial_basis", bases)
     check_flag(config, "trainable_bessel")
     for name, usual in (("bessel_decay", 0), ("bessel_norm", "paper"), ("trainable_bessel", False)):
         suits = config.radial_basis == "bessel" or getattr(config, name) == usual

@@ -22,13 +22,16 @@ TOLERANCES = {torch.float32: (2e-5, 2e-4), torch.float64: (1e-9, 1e-8)}  # eV/at
 ABSURD = 1e2  # eV/Å; such forces hide the errors of all others
 ROUNDING = 4.0  # times the reference's own error, where that is beyond the tolerances
 
+LACKING = ("out of memory", "allocate memory", "alloc_failed", "bad_alloc")  # memory, in a RuntimeError
+
 Backend = Callable[[Graph, bool], Prediction]
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether an error says that memory does not suffice, in one of the ways of Python and torch."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or ("memory" in text and "alloc" in text)
+    """Whether an error says that memory does not suffice, in one of the ways of Python, torch, CUDA and Triton."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in LACKING)
 
 
 class Checked:
@@ -119,11 +122,7 @@ def piece(graph: Graph, size: int) -> Graph:
     if graph.n_nodes <= size:
         return graph
     inside = torch.zeros(graph.n_nodes, dtype=torch.bool)
-    outside = graph.receivers
-    while (missing := size - int(inside.sum())) > 0 and len(outside) > 0:
-        connected = graph.senders[inside[graph.receivers] & ~inside[graph.senders]].unique()
-        inside[connected[:missing] if len(connected) else outside[0]] = True
-        outside = graph.receivers[~inside[graph.receivers]]
+    inside[_around(graph, size)] = True
     kept = inside[graph.senders] & inside[graph.receivers]
     number: Tensor = inside.long().cumsum(0) - 1
     return Graph(
@@ -137,3 +136,23 @@ def piece(graph: Graph, size: int) -> Graph:
         heads=graph.heads,
         attributes=graph.attributes[inside],
     )
+
+
+def _around(graph: Graph, size: int) -> list[int]:
+    """The first node that has edges, the neighbours of it, their neighbours, and so on; then the next such node."""
+    first = torch.searchsorted(graph.receivers, torch.arange(graph.n_nodes + 1))  # edges are sorted by receiver
+    nodes: dict[int, None] = {}  # in order
+    for start in torch.unique_consecutive(graph.receivers).tolist():
+        if len(nodes) == size:
+            break
+        reached = [] if start in nodes else [start]
+        nodes.update(dict.fromkeys(reached))
+        for node in reached:
+            senders = dict.fromkeys(graph.senders[first[node] : first[node + 1]].tolist())
+            fresh = [sender for sender in senders if sender not in nodes]
+            # of too many some everywhere: files are often sorted by element
+            count = min(len(fresh), size - len(nodes))
+            fresh = [fresh[i * len(fresh) // count] for i in range(count)]
+            nodes.update(dict.fromkeys(fresh))
+            reached += fresh
+    return list(nodes)

@@ -24,7 +24,6 @@ from ase_equivariant.nn.norm import LayerNorm
 # makes the variance of SiLU(x) one for a normal x: 1/√∫ SiLU(x)² φ(x) dx
 SILU_GAIN = 1.6765324703310907
 
-RADIAL_BASES = ("bessel", "gaussian", "chebyshev")
 BESSEL_NORMS = ("paper", "unit")
 
 

@@ -18,7 +18,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant.graph import Graph, concatenate, from_atoms
-from ase_equivariant.labels import find_label
+from ase_equivariant.labels import find_label, results_of
 from ase_equivariant.training.config import Keys, LossConfig
 
 
@@ -101,9 +101,9 @@ def without_offset(structure: Structure, offset: dict[str, float]) -> Structure:
 def need(label: np.ndarray | None, atoms: Atoms, quantity: str, key: str | None, source: str) -> None:
     """Raise the InputError of a label that is missing and may not be."""
     if label is None:
-        results = atoms.calc.results if atoms.calc is not None else {}
-        found = sorted({*results, *atoms.info, *atoms.arrays} - {"numbers", "positions"})
-        there = ", ".join(found) or "no labels"
+        found = {**atoms.arrays, **atoms.info, **results_of(atoms)}
+        names = sorted(name for name in found if found[name] is not None and name not in ("numbers", "positions"))
+        there = ", ".join(names) or "no labels"
         raise InputError(f"{source}: no {quantity} under the key {key!r} (data.keys.{quantity}); it has {there}")
 
 

@@ -191,10 +191,8 @@ def announce(console: Console, config: TrainConfig, sets: Sets, potential: Poten
     tests = sum(len(s) for s in sets.test.values())
     tell(console, f"{config.name}: {config.architecture}, {parameters} parameters, {config.precision}, for {elements}")
     tell(console, f"{len(sets.train)} training, {len(sets.valid)} validation and {tests} test structures")
-    unused = unused_irreps(potential.architecture.config)
-    if unused:
-        layers = potential.architecture.config.num_interactions
-        tell(console, f"hidden_irreps: {unused} left out, for which {layers} interactions have no use")
+    if unused := unused_irreps(potential.architecture.config):
+        tell(console, f"hidden_irreps: no layer carries {unused}, through which no path leads to the energy")
 
 
 def unused_irreps(config: object) -> str:

@@ -49,7 +49,7 @@ def evaluate(
     (frames done, frames in all). Raises InputError, before any work, for a label of another shape.
     """
     evaluated = []
-    known = [reference_labels(frame, keys) for frame in frames]
+    known = [reference_labels(frame, keys, f"frame {i}") for i, frame in enumerate(frames)]
     for done, (frame, labels) in enumerate(zip(frames, known, strict=True), start=1):
         atoms = frame.copy()
         atoms.calc = calculator
@@ -69,9 +69,9 @@ def evaluate(
     return evaluated
 
 
-def reference_labels(frame: Atoms, keys: Mapping[str, str] = KEYS) -> dict[str, np.ndarray]:
+def reference_labels(frame: Atoms, keys: Mapping[str, str] = KEYS, source: str = "the frame") -> dict[str, np.ndarray]:
     """Energy, forces and stress (Voigt) that a frame came with, by `find_label`; only those that are there."""
-    labels = {name: find_label(frame, name, key, str(frame.symbols)) for name, key in keys.items()}
+    labels = {name: find_label(frame, name, key, source) for name, key in keys.items()}
     if labels.get("stress") is not None:
         labels["stress"] = full_3x3_to_voigt_6_stress(labels["stress"])
     return {name: value for name, value in labels.items() if value is not None}
