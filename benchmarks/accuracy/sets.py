@@ -88,7 +88,8 @@ SETS = {
         "when it was at 2 % of where it began. What was compared on these tests, with smaller models or shorter "
         "trainings: MACE's `bessel_decay` (0, 1 and 2), also in two trainings side by side with the residual first "
         "interaction of the paper, and `bessel_norm`; and Adam beside SOAP, which had smaller errors of energies up "
-        "to 600 K, and larger ones of forces beyond 300 K.",
+        "to 600 K, and larger ones of forces beyond 300 K. MACE with the settings here was trained for 137 minutes "
+        "before, to forces of 13.1, 27.6 and 77.6 meV/Å.",
         models=(*ARCHITECTURES, PAPER),
     ),
     "ethanol": Benchmark(
