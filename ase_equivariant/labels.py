@@ -38,6 +38,12 @@ def find_label(atoms: Atoms, quantity: str, key: str | None, source: str) -> np.
     return value.astype(np.float64)
 
 
+def names_of(atoms: Atoms) -> set[str]:
+    """The keys of all that a structure came with beside its atoms."""
+    found = {**atoms.arrays, **atoms.info, **results_of(atoms)}
+    return {str(name) for name in found if found[name] is not None} - {"numbers", "positions"}
+
+
 def results_of(atoms: Atoms) -> dict:
     """What the structure's calculator has calculated, if it was this structure: several may share a calculator."""
     of = getattr(atoms.calc, "atoms", None)

@@ -1,6 +1,7 @@
 """The comparison with other programs, without any of them: agreement, limits, failures and the table."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -148,6 +149,16 @@ def test_stored_tables_are_those_of_the_stored_results(name, device, count):
     assert (RESULTS / f"{name}.md").read_text() == tables(results)
     assert (RESULTS / f"{name}_brief.md").read_text() == brief(headlines)
     assert len(headlines) == count
+
+
+def test_times_of_calls_in_the_readme_are_the_measured_ones():
+    calls = re.findall(
+        r"^triton (\d+) call ([\d.]+) ms", (RESULTS / "triton_check.txt").read_text(), flags=re.MULTILINE
+    )
+    readme = (PEERS.parents[1] / "README.md").read_text()
+    told = re.findall(r"([\d.]+) ms (?:per call )?for ([\d,]+)", readme)
+    assert told == [(f"{float(ms):.3g}", f"{int(atoms):,}") for atoms, ms in calls]
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize("device", CASES)

@@ -60,10 +60,9 @@ def _check_keys(keys: dict[str, str], there: list[str]) -> None:
 
 def _labels(frames: list[Atoms]) -> list[str]:
     """Names of all that the structures came with."""
-    names = {
-        str(name) for atoms in frames for name in (*getattr(atoms.calc, "results", ()), *atoms.info, *atoms.arrays)
-    }
-    return sorted(names - {"numbers", "positions"})
+    from ase_equivariant.labels import names_of
+
+    return sorted(set().union(*map(names_of, frames)))
 
 
 def _show(comparison: Comparison, there: list[str]) -> None:

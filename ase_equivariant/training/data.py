@@ -18,7 +18,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from ase_equivariant.graph import Graph, concatenate, from_atoms
-from ase_equivariant.labels import find_label, results_of
+from ase_equivariant.labels import find_label, names_of
 from ase_equivariant.training.config import Keys, LossConfig
 
 
@@ -76,13 +76,12 @@ def read_labels(atoms: Atoms, keys: Keys, loss: LossConfig, source: str) -> Stru
         raise InputError(f"{source} has no atoms; remove it")
     if strange := sorted(set(atoms.numbers.tolist()) - set(range(1, len(chemical_symbols)))):
         raise InputError(f"{source} has the atomic numbers {strange}; allowed: 1 to {len(chemical_symbols) - 1}")
-    energy, forces, stress = (
-        find_label(atoms, name, getattr(keys, name), source) for name in ("energy", "forces", "stress")
-    )
-    if loss.energy > 0:
-        need(energy, atoms, "energy", keys.energy, source)
-    if loss.forces > 0 and n > 1:
-        need(forces, atoms, "forces", keys.forces, source)
+    labels = {name: find_label(atoms, name, getattr(keys, name), source) for name in ("energy", "forces", "stress")}
+    for name, needed in {"energy": loss.energy > 0, "forces": loss.forces > 0 and n > 1}.items():
+        if needed and labels[name] is None:
+            key, there = getattr(keys, name), ", ".join(sorted(names_of(atoms))) or "no labels"
+            raise InputError(f"{source}: no {name} under the key {key!r} (data.keys.{name}); it has {there}")
+    energy, forces, stress = labels.values()
     if stress is not None and atoms.cell.rank < 3:
         remedy = "remove it, or set data.keys.stress to null"
         raise InputError(f"{source}: {keys.stress!r} needs a three-dimensional cell; {remedy}")
@@ -96,15 +95,6 @@ def without_offset(structure: Structure, offset: dict[str, float]) -> Structure:
     if structure.stress is None or total == 0:
         return structure
     return replace(structure, stress=structure.stress - total / structure.atoms.cell.volume * np.eye(3))
-
-
-def need(label: np.ndarray | None, atoms: Atoms, quantity: str, key: str | None, source: str) -> None:
-    """Raise the InputError of a label that is missing and may not be."""
-    if label is None:
-        found = {**atoms.arrays, **atoms.info, **results_of(atoms)}
-        names = sorted(name for name in found if found[name] is not None and name not in ("numbers", "positions"))
-        there = ", ".join(names) or "no labels"
-        raise InputError(f"{source}: no {quantity} under the key {key!r} (data.keys.{quantity}); it has {there}")
 
 
 def make_batch(structure: Structure, atomic_numbers: Sequence[int], cutoff: float) -> Batch:
